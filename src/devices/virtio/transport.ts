@@ -1,0 +1,218 @@
+/**
+ * What every transport (MMIO now, PCI later) does with a device on the vmm thread: activation from the driver's
+ * queue set-up, the queue loop, reset, and failure. A transport adds where registers and interrupts live.
+ */
+
+import type { GuestMemory } from "../../memory/guest-memory.ts";
+import type { DescriptorChain } from "./chain.ts";
+import {
+  type DeviceQueue,
+  type Served,
+  STOP,
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_INDIRECT_DESC,
+  type VirtioDevice,
+} from "./device.ts";
+import { Queue, type QueueFeatures, type QueueSetup } from "./queue.ts";
+
+/** What a transport can signal to the driver. */
+export interface TransportSignals {
+  /** Used buffers in queue `index`. */
+  queueInterrupt(index: number): void;
+  /** Makes the device's `config` bytes visible. */
+  publishConfig(): void;
+  configInterrupt(): void;
+  /** Sets DEVICE_NEEDS_RESET and interrupts the driver (virtio 1.2, 2.1.2). */
+  needsReset(): void;
+}
+
+/** What the monitor wants to hear and can do for a device. All of it may be left out. */
+export interface TransportEvents {
+  log?(message: string): void;
+  /** A device or queue was put out of order by its driver, or failed to activate. */
+  failed?(device: VirtioDevice): void;
+  /**
+   * Calls `MmioBack.notify(index)` from the event loop soon. With it a guest that keeps a queue filled cannot keep
+   * the vmm thread to itself: a pass ends after as many chains as the queue holds.
+   */
+  requeue?(index: number): void;
+}
+
+/** A guest can make a device log as often as it likes; more than this many lines in a period are dropped. */
+const LOG_LINES = 10;
+const LOG_PERIOD_MS = 5000;
+
+/** A queue that the driver has set up or not (`setup` undefined), of an active device. */
+class QueueRunner implements DeviceQueue {
+  private readonly queue: Queue | undefined;
+  private serving = false;
+  private again = false;
+  private out = false;
+
+  constructor(
+    readonly index: number,
+    memory: GuestMemory,
+    setup: QueueSetup | undefined,
+    features: QueueFeatures,
+    private readonly owner: DeviceRunner,
+  ) {
+    if (setup !== undefined) this.queue = new Queue(memory, setup, features);
+  }
+
+  get ready(): boolean {
+    return this.queue !== undefined;
+  }
+
+  /** Puts the queue out of order: after a failure, or because the device was reset. */
+  stop(): void {
+    this.out = true;
+  }
+
+  serve(handler: (chain: DescriptorChain) => number | typeof STOP): Served {
+    const queue = this.queue;
+    if (queue === undefined) return "empty";
+    if (this.out) return "failed";
+    if (this.serving) {
+      this.again = true;
+      return "more";
+    }
+    this.serving = true;
+    try {
+      return this.pass(queue, handler);
+    } catch (error) {
+      this.stop();
+      this.owner.fail(`queue ${this.index}: ${error instanceof Error ? error.message : String(error)}`);
+      return "failed";
+    } finally {
+      this.serving = false;
+      this.again = false;
+    }
+  }
+
+  private pass(queue: Queue, handler: (chain: DescriptorChain) => number | typeof STOP): Served {
+    const requeue = this.owner.events.requeue;
+    let budget = queue.size;
+    for (;;) {
+      this.again = false;
+      queue.disableNotify();
+      for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+        const written = handler(chain);
+        // The handler may have led to a reset; guest memory is no longer ours to write then.
+        if (this.out) return "failed";
+        if (written === STOP) {
+          queue.undoPop();
+          this.flush(queue);
+          if (!this.again) return "stopped";
+          this.again = false;
+          continue;
+        }
+        queue.complete(chain, written);
+        if (--budget === 0) {
+          budget = queue.size;
+          if (requeue !== undefined) {
+            this.flush(queue);
+            requeue(this.index);
+            return "more";
+          }
+          this.flush(queue);
+        }
+      }
+      this.flush(queue);
+      if (!queue.enableNotify() && !this.again) return "empty";
+    }
+  }
+
+  private flush(queue: Queue): void {
+    if (queue.publish()) this.owner.signals.queueInterrupt(this.index);
+  }
+}
+
+export class DeviceRunner {
+  private queues: QueueRunner[] = [];
+  private active = false;
+  private logPeriodStart = Number.NEGATIVE_INFINITY;
+  private logLines = 0;
+
+  constructor(
+    readonly device: VirtioDevice,
+    private readonly memory: GuestMemory,
+    readonly signals: TransportSignals,
+    readonly events: TransportEvents,
+  ) {
+    device.attach?.({
+      configChanged: () => {
+        signals.publishConfig();
+        if (this.active) signals.configInterrupt();
+      },
+      log: (message) => this.log(message),
+    });
+  }
+
+  /** DRIVER_OK. `setups` has one entry per queue, undefined if not ready. What is wrong costs the driver a reset. */
+  activate(features: bigint, setups: readonly (QueueSetup | undefined)[]): void {
+    if (this.active) return;
+    const queueFeatures = {
+      eventIdx: (features & VIRTIO_F_EVENT_IDX) !== 0n,
+      indirect: (features & VIRTIO_F_INDIRECT_DESC) !== 0n,
+    };
+    try {
+      this.queues = setups.map(
+        (setup, index) => new QueueRunner(index, this.memory, setup, queueFeatures, this),
+      );
+      this.active = true;
+      this.device.activate({ memory: this.memory, features, queues: this.queues });
+    } catch (error) {
+      this.reset();
+      this.fail(`activation: ${error instanceof Error ? error.message : String(error)}`);
+    }
+  }
+
+  /** The driver writes 0 to the status register. */
+  reset(): void {
+    if (!this.active) return;
+    this.active = false;
+    for (const queue of this.queues) queue.stop();
+    this.queues = [];
+    this.guard("reset", () => this.device.reset());
+  }
+
+  /** The driver has made buffers available in queue `index`. A stray notification is dropped. */
+  notify(index: number): void {
+    if (this.queues[index] === undefined) return;
+    this.guard(`queue ${index}`, () => this.device.processQueue(index));
+  }
+
+  /** The driver writes configuration space. A write that leaves it is dropped. */
+  writeConfig(offset: number, bytes: Uint8Array): void {
+    const { device } = this;
+    if (offset < 0 || offset + bytes.length > device.config.length) return;
+    this.guard("configuration write", () => device.writeConfig?.(offset, bytes));
+  }
+
+  /** Marks the device as in need of a reset and tells driver and monitor. */
+  fail(reason: string): void {
+    this.log(`${reason}; the device is stopped until its driver resets it`);
+    this.events.failed?.(this.device);
+    this.signals.needsReset();
+  }
+
+  private log(message: string): void {
+    if (this.events.log === undefined) return;
+    const now = performance.now();
+    if (now - this.logPeriodStart >= LOG_PERIOD_MS) {
+      const dropped = this.logLines - LOG_LINES;
+      if (dropped > 0) this.events.log(`${this.device.name}: ${dropped} more messages were dropped`);
+      this.logPeriodStart = now;
+      this.logLines = 0;
+    }
+    if (++this.logLines <= LOG_LINES) this.events.log(`${this.device.name}: ${message}`);
+  }
+
+  private guard(what: string, action: () => void): void {
+    try {
+      action();
+    } catch (error) {
+      this.fail(`${what}: ${error instanceof Error ? error.message : String(error)}`);
+    }
+  }
+}

@@ -1,0 +1,618 @@
+/**
+ * What an instruction's semantics are written against: operands, memory, flags and control flow of the
+ * instruction being emitted. This implementation reads every operand out of the decoded record at run time
+ * (the interpreter's handlers).
+ */
+import {
+  ATTENTION,
+  BOUNCE,
+  BUDGET,
+  CURRENT,
+  EXIT,
+  FAULT_ERROR,
+  FAULT_VECTOR,
+  FLAG_A,
+  FLAG_C,
+  FLAG_S,
+  FLAG_Z,
+  LINEAR,
+  RECORD,
+  RECORD_BYTES,
+  REG,
+  RSP,
+  SS,
+  TLB_BYTES,
+  TLB_CURRENT,
+  TLB_ENTRIES,
+  XMM,
+} from "./layout.ts";
+import type { Core } from "./core.ts";
+import { I32, I64, type ValType } from "./wasm/encoding.ts";
+import { c32, c64, type Expr, i32, i64, type Local, select, v128 } from "./wasm/expr.ts";
+import type { Func } from "./wasm/func.ts";
+
+/** Operand size in bytes. */
+export type Size = 1 | 2 | 4 | 8;
+
+/** The properties that give one instruction several handlers. */
+export interface Variant {
+  readonly size: Size;
+  /** The ModRM operand is in memory. */
+  readonly mem: boolean;
+  /** LOCK prefix (only where the instruction allows it). */
+  readonly lock: boolean;
+  /** 0, or 0xf2 / 0xf3 on a string instruction. */
+  readonly rep: 0 | 0xf2 | 0xf3;
+  readonly mode64: boolean;
+  /** Effective addresses (and rSI, rDI, rCX of string instructions) are 32 bits. */
+  readonly addr32: boolean;
+}
+
+/** Kinds of a memory access, as the slow path is told them. */
+export const READ = 0;
+export const WRITE = 1;
+export const READ_WRITE = 2;
+/** A read that must not touch memory-mapped I/O: the slow path answers {@link BOUNCE} instead. */
+export const PROBE = 3;
+/** Set in the kind of an atomic access. */
+export const LOCKED = 0x100;
+
+/** An integer operand. Values of 1, 2 and 4 bytes are i32 (zero-extended when read), of 8 bytes i64. */
+export interface Operand {
+  read(): Expr;
+  /** Bits above the operand's size are ignored; a 4-byte register write clears the upper half. */
+  write(value: Expr): void;
+  /** Read, compute, write, in one access; atomic with a LOCK prefix. `change` is emitted exactly once. */
+  modify(change: (old: Expr) => Expr): void;
+}
+
+export const zeroAddress = c32(0);
+
+/** Value type of an operand of `size` bytes. */
+export const wide = (size: Size): ValType => (size === 8 ? I64 : I32);
+/** Integer operators for values of `size` bytes. */
+export const ops = (size: Size): typeof i32 | typeof i64 => (size === 8 ? i64 : i32);
+/** Constant of the operand's type. */
+export const konst = (size: Size, value: number | bigint): Expr => (size === 8 ? c64(value) : c32(Number(value)));
+
+/** Clears the bits above `size` bytes. */
+export function zext(value: Expr, size: Size): Expr {
+  return size === 1 ? i32.and(value, c32(0xff)) : size === 2 ? i32.and(value, c32(0xffff)) : value;
+}
+
+/** Sign-extends the low `size` bytes within the operand's own value type. */
+export function sext(value: Expr, size: Size): Expr {
+  return size === 1 ? i32.extend8_s(value) : size === 2 ? i32.extend16_s(value) : value;
+}
+
+/** Sign-extends the low `size` bytes to i64. */
+export function sext64(value: Expr, size: Size): Expr {
+  return size === 8 ? value : i64.extend_s(sext(value, size));
+}
+
+/** Zero-extends the low `size` bytes to i64. */
+export function zext64(value: Expr, size: Size): Expr {
+  return size === 8 ? value : i64.extend_u(zext(value, size));
+}
+
+export class Context {
+  readonly size: Size;
+  readonly mem: boolean;
+  private linear: Expr | undefined;
+
+  constructor(
+    readonly core: Core,
+    readonly f: Func,
+    readonly ip: Local,
+    readonly variant: Variant,
+    readonly operands: readonly string[],
+  ) {
+    this.size = variant.size;
+    this.mem = variant.mem;
+  }
+
+  get dst(): Operand {
+    return this.operand(0);
+  }
+  get src(): Operand {
+    return this.operand(1);
+  }
+
+  /** The n-th operand of the table entry, at the instruction's operand size unless its letter fixes one. */
+  operand(n: number): Operand {
+    const spec = this.operands[n];
+    if (spec === undefined) throw new Error(`${this.f.name}: no operand ${n}`);
+    const size = this.operandSize(spec);
+    switch (spec[0]) {
+      case "E":
+      case "M":
+      case "R":
+        return this.rm(size);
+      case "G":
+      case "Z":
+        return this.reg(size);
+      case "I":
+        return this.immediate(size);
+      case "O":
+        return this.memory(size);
+      case "1":
+        return constant(konst(size, 1));
+      case "a":
+        return this.fixed(0, size);
+      case "c":
+        return this.fixed(8, 1);
+      default:
+        throw new Error(`${this.f.name}: operand ${spec}`);
+    }
+  }
+
+  private operandSize(spec: string): Size {
+    switch (spec[1]) {
+      case "b":
+        return spec[0] === "I" ? this.size : 1;
+      case "w":
+        return 2;
+      case "d":
+        return 4;
+      case "q":
+        return 8;
+      default:
+        return this.size;
+    }
+  }
+
+  /** Emits the semantics' normal end: go on with the next record. */
+  next(): void {
+    const next = this.f.let(i32.add(this.ip, c32(RECORD_BYTES)));
+    this.f.returnCallIndirect(this.core.handlerType, i32.load(this.ip, RECORD_BYTES + RECORD.slot), next);
+  }
+
+  /** Leaves the interpreter with CURRENT at this instruction. */
+  leave(code: number | Expr): void {
+    this.f.store(4, zeroAddress, CURRENT, this.ip);
+    this.f.return(typeof code === "number" ? c32(code) : code);
+  }
+
+  /** Raises an exception at this instruction; `error` -1 for none. */
+  raise(vector: number, error = -1): void {
+    this.f.store(4, zeroAddress, FAULT_VECTOR, c32(vector));
+    this.f.store(4, zeroAddress, FAULT_ERROR, c32(error));
+    this.leave(EXIT.fault);
+  }
+
+  /** Calls the TypeScript helper `id`, which may end the instruction with a fault or a changed machine. */
+  helper(id: number): void {
+    const code = this.callHelper(id);
+    this.f.if(code, () => this.leave(code));
+  }
+
+  /** A helper that always ends the block and says how. */
+  endWithHelper(id: number): void {
+    this.charge();
+    this.leave(this.callHelper(id));
+    this.f.unreachable();
+  }
+
+  private callHelper(id: number): Expr {
+    const { size, mem, addr32, mode64, rep } = this.variant;
+    if (mem) this.f.store(8, zeroAddress, LINEAR, this.linearAddress());
+    const descriptor = id | (size << 8) | (Number(mem) << 12) | (Number(addr32) << 13) | (Number(mode64) << 14) | (rep << 16);
+    return this.f.call(this.core.helper, c32(descriptor), this.ip);
+  }
+
+  // --- registers -------------------------------------------------------------------------------
+
+  private field16(offset: number): Expr {
+    return i32.load16_u(this.ip, offset);
+  }
+
+  /** Register-file address of ModRM.reg (or the opcode's register). */
+  regAddress(): Expr {
+    return this.field16(RECORD.reg);
+  }
+  /** Register-file address of ModRM.rm when it names a register. */
+  rmAddress(): Expr {
+    return this.field16(RECORD.rm);
+  }
+
+  reg(size = this.size): Operand {
+    return this.register(this.f.let(this.regAddress()), size);
+  }
+  /** A register at a known register-file offset (RAX = 0, RCX = 8, ...). */
+  fixed(offset: number, size = this.size): Operand {
+    return this.register(c32(offset), size);
+  }
+  rm(size = this.size): Operand {
+    return this.mem ? this.memory(size) : this.register(this.f.let(this.rmAddress()), size);
+  }
+
+  readAt(address: Expr, size: Size, offset = 0): Expr {
+    switch (size) {
+      case 1:
+        return i32.load8_u(address, offset);
+      case 2:
+        return i32.load16_u(address, offset);
+      case 4:
+        return i32.load(address, offset);
+      case 8:
+        return i64.load(address, offset);
+    }
+  }
+
+  private register(address: Expr, size: Size): Operand {
+    const f = this.f;
+    const base = address.const32 === undefined ? address : zeroAddress;
+    const offset = address.const32 ?? 0;
+    const write = (value: Expr) => {
+      if (size === 4) f.store(8, base, offset, i64.extend_u(value));
+      else f.store(size, base, offset, value);
+    };
+    return {
+      read: () => this.readAt(base, size, offset),
+      write,
+      modify: (change) => write(change(f.let(this.readAt(base, size, offset)))),
+    };
+  }
+
+  /** The immediate, sign-extended from its encoded width. */
+  immediate(size = this.size): Operand {
+    return constant(
+      size === 8 ? i64.load32_s(this.ip, RECORD.imm) : zext(i32.load(this.ip, RECORD.imm), size),
+    );
+  }
+
+  // --- memory ----------------------------------------------------------------------------------
+
+  /** The effective address without the segment base (LEA). */
+  effectiveAddress(): Expr {
+    const { ip } = this;
+    let ea = i64.add(
+      i64.add(
+        i64.load(i32.load16_u(ip, RECORD.base)),
+        i64.shl(i64.load(i32.load16_u(ip, RECORD.index)), i64.load8_u(ip, RECORD.scale)),
+      ),
+      i64.load(ip, RECORD.disp),
+    );
+    if (this.variant.addr32) ea = i64.and(ea, c64(0xffff_ffffn));
+    return ea;
+  }
+
+  /** The linear address of the memory operand. Computed once an instruction. */
+  linearAddress(): Expr {
+    if (!this.linear) {
+      const ea = this.effectiveAddress();
+      let linear = i64.add(ea, i64.load(i32.load16_u(this.ip, RECORD.segment)));
+      if (!this.variant.mode64) linear = i64.and(linear, c64(0xffff_ffffn));
+      this.linear = this.f.let(linear);
+    }
+    return this.linear;
+  }
+
+  memory(size = this.size): Operand {
+    const lin = this.linearAddress();
+    return {
+      read: () => this.load(lin, size),
+      write: (value) => this.store(lin, size, value),
+      modify: (change) => this.modify(lin, size, change),
+    };
+  }
+
+  /**
+   * Host address of guest linear `[lin, lin+size)` for an access of `kind`. The fast path is one compare
+   * against the TLB; the slow path may hand back {@link BOUNCE} (memory-mapped I/O, page crossing, code
+   * pages) and ends the instruction on a fault.
+   */
+  translate(kind: number, lin: Expr, size: number): Local {
+    const { f } = this;
+    const lock = this.variant.lock && kind === READ_WRITE;
+    const entry = f.let(
+      i32.add(
+        i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4)),
+        i32.load(zeroAddress, TLB_CURRENT),
+      ),
+    );
+    const way = kind === READ || kind === PROBE ? 0 : TLB_BYTES;
+    // An atomic access must be aligned: the low address bits take part in the compare and make it miss.
+    const tag = lock
+      ? i64.and(lin, c64(-4096 | (size - 1)))
+      : i64.and(size === 1 ? lin : i64.add(lin, c64(size - 1)), c64(-4096));
+    const address = f.local(I32);
+    f.if(
+      i64.eq(i64.load(entry, way), tag),
+      () => f.set(address, i32.add(i32.wrap(lin), i32.load(entry, way + 8))),
+      () => {
+        f.set(address, this.slow(kind, lin, size));
+        f.if(i32.eqz(address), () => this.leave(EXIT.fault));
+      },
+    );
+    return address;
+  }
+
+  private slow(kind: number, lin: Expr, size: number): Expr {
+    return this.f.call(
+      this.core.slow,
+      i32.wrap(lin),
+      i32.wrap(i64.shr_u(lin, c64(32))),
+      c32(size | ((kind | (this.variant.lock && kind === READ_WRITE ? LOCKED : 0)) << 8)),
+    );
+  }
+
+  /** Makes a write that went to the bounce buffer real. */
+  commit(address: Expr, lin: Expr, size: number): void {
+    this.f.if(i32.eq(address, c32(BOUNCE)), () => {
+      this.f.call(this.core.commit, i32.wrap(lin), i32.wrap(i64.shr_u(lin, c64(32))), c32(size));
+    });
+  }
+
+  load(lin: Expr, size: Size): Expr {
+    const address = this.translate(READ, lin, size);
+    return this.f.let(this.readAt(address, size));
+  }
+
+  store(lin: Expr, size: Size, value: Expr): void {
+    const shared = this.f.let(value);
+    const address = this.translate(WRITE, lin, size);
+    this.f.store(size, address, 0, shared);
+    this.commit(address, lin, size);
+  }
+
+  modify(lin: Expr, size: Size, change: (old: Expr) => Expr): void {
+    const { f } = this;
+    const address = this.translate(READ_WRITE, lin, size);
+    if (!this.variant.lock) {
+      const old = f.let(this.readAt(address, size));
+      f.store(size, address, 0, change(old));
+    } else {
+      const old = f.local(wide(size));
+      f.loop((again) => {
+        f.set(old, this.readAt(address, size));
+        const seen = f.atomicCmpxchg(size, address, old, zext(change(old), size));
+        f.brIf(again, ops(size).ne(seen, old));
+      });
+    }
+    this.commit(address, lin, size);
+  }
+
+  /** 16-byte load. `aligned`: #GP(0) unless the address is a multiple of 16 (SDM vol. 1, 4.6.4). */
+  load128(lin: Expr, aligned: boolean): Expr {
+    if (aligned) this.checkAlignment(lin);
+    return this.f.let(v128.load(this.translate(READ, lin, 16)));
+  }
+
+  store128(lin: Expr, value: Expr, aligned: boolean): void {
+    if (aligned) this.checkAlignment(lin);
+    const address = this.translate(WRITE, lin, 16);
+    this.f.store(16, address, 0, value);
+    this.commit(address, lin, 16);
+  }
+
+  checkAlignment(lin: Expr): void {
+    this.f.if(i32.and(i32.wrap(lin), c32(15)), () => this.raise(13, 0));
+  }
+
+  // --- stack -----------------------------------------------------------------------------------
+
+  private stackAddress(rsp: Expr): Expr {
+    if (this.variant.mode64) return rsp;
+    return i64.and(i64.add(i64.and(rsp, c64(0xffff_ffffn)), i64.load(zeroAddress, REG.segBase + 8 * SS)), c64(0xffff_ffffn));
+  }
+
+  setStackPointer(value: Expr): void {
+    this.f.store(8, zeroAddress, RSP, this.variant.mode64 ? value : i64.and(value, c64(0xffff_ffffn)));
+  }
+
+  /** Pushes `size` bytes. RSP changes only when the write has not faulted. */
+  push(value: Expr, size: Size): void {
+    const shared = this.f.let(value);
+    const rsp = this.f.let(i64.sub(i64.load(zeroAddress, RSP), c64(size)));
+    this.store(this.f.let(this.stackAddress(rsp)), size, shared);
+    this.setStackPointer(rsp);
+  }
+
+  /** Reads the top of the stack, `size` bytes, `above` bytes above RSP. RSP stays. */
+  peek(size: Size, above = 0): Expr {
+    const rsp = i64.add(i64.load(zeroAddress, RSP), c64(above));
+    return this.load(this.f.let(this.stackAddress(rsp)), size);
+  }
+
+  /** Adds `bytes` to RSP. */
+  drop(bytes: Expr): void {
+    this.setStackPointer(i64.add(i64.load(zeroAddress, RSP), bytes));
+  }
+
+  // --- flags -----------------------------------------------------------------------------------
+
+  /** ZF, SF and PF from the result. */
+  setResult(result: Expr, size: Size): void {
+    const r = this.f.let(sext64(result, size));
+    this.f.store(8, zeroAddress, FLAG_Z, r);
+    this.f.store(8, zeroAddress, FLAG_S, r);
+  }
+
+  /** CF, OF and AF from the vector of carries out of each bit. */
+  private setCarries(carries: Expr, size: Size): void {
+    const c = this.f.let(carries);
+    this.f.store(8, zeroAddress, FLAG_C, size === 8 ? c : i64.shl(i64.extend_u(c), c64(64 - 8 * size)));
+    this.f.store(4, zeroAddress, FLAG_A, size === 8 ? i32.wrap(c) : c);
+  }
+
+  flagsAdd(a: Expr, b: Expr, r: Expr, size: Size): void {
+    const o = ops(size);
+    this.setResult(r, size);
+    this.setCarries(o.or(o.and(a, b), o.and(o.or(a, b), o.xor(r, konst(size, -1)))), size);
+  }
+
+  flagsSub(a: Expr, b: Expr, r: Expr, size: Size): void {
+    const o = ops(size);
+    this.setResult(r, size);
+    const notA = o.xor(a, konst(size, -1));
+    this.setCarries(o.or(o.and(notA, b), o.and(o.or(notA, b), r)), size);
+  }
+
+  /** AND, OR, XOR, TEST: CF = OF = 0; AF, which is undefined, 0. */
+  flagsLogic(r: Expr, size: Size): void {
+    this.setResult(r, size);
+    this.f.store(8, zeroAddress, FLAG_C, c64(0));
+    this.f.store(4, zeroAddress, FLAG_A, c32(0));
+  }
+
+  /** Sets CF and OF from two i32 truth values (0 or 1). */
+  setCarryOverflow(carry: Expr, overflow: Expr): void {
+    const cf = this.f.let(carry);
+    const differ = i32.xor(cf, overflow);
+    this.f.store(
+      8,
+      zeroAddress,
+      FLAG_C,
+      i64.shl(i64.extend_u(i32.or(i32.shl(cf, c32(1)), differ)), c64(62)),
+    );
+  }
+
+  setAdjust(bit: Expr): void {
+    this.f.store(4, zeroAddress, FLAG_A, i32.shl(bit, c32(3)));
+  }
+
+  /** Sets ZF alone from a truth value, leaving SF and PF. */
+  setZero(bit: Expr): void {
+    this.f.store(8, zeroAddress, FLAG_Z, i64.extend_u(i32.eqz(bit)));
+  }
+
+  get flagZ(): Expr {
+    return i64.load(zeroAddress, FLAG_Z);
+  }
+  get flagS(): Expr {
+    return i64.load(zeroAddress, FLAG_S);
+  }
+  get flagC(): Expr {
+    return i64.load(zeroAddress, FLAG_C);
+  }
+
+  /** CF as 0 or 1. */
+  carry(): Expr {
+    return i32.wrap(i64.shr_u(this.flagC, c64(63)));
+  }
+  overflow(): Expr {
+    return i32.wrap(i64.shr_u(i64.xor(this.flagC, i64.shl(this.flagC, c64(1))), c64(63)));
+  }
+  zero(): Expr {
+    return i64.eqz(this.flagZ);
+  }
+  sign(): Expr {
+    return i32.wrap(i64.shr_u(this.flagS, c64(63)));
+  }
+  parity(): Expr {
+    return i32.eqz(i32.and(i32.popcnt(i32.and(i32.wrap(this.flagS), c32(0xff))), c32(1)));
+  }
+  adjust(): Expr {
+    return i32.and(i32.shr_u(i32.load(zeroAddress, FLAG_A), c32(3)), c32(1));
+  }
+
+  /** Condition `cc` (SDM vol. 1, appendix B): an i32 that is not zero when it holds. */
+  condition(cc: number): Expr {
+    const base = ((): Expr => {
+      switch (cc >> 1) {
+        case 0:
+          return this.overflow();
+        case 1:
+          return i64.lt_s(this.flagC, c64(0));
+        case 2:
+          return this.zero();
+        case 3:
+          return i32.or(i64.lt_s(this.flagC, c64(0)), this.zero());
+        case 4:
+          return i64.lt_s(this.flagS, c64(0));
+        case 5:
+          return this.parity();
+        case 6:
+          return this.less();
+        default:
+          return i32.or(this.less(), this.zero());
+      }
+    })();
+    return cc & 1 ? i32.eqz(base) : base;
+  }
+
+  /** SF != OF. */
+  private less(): Expr {
+    const c = this.f.let(this.flagC);
+    return i64.lt_s(i64.xor(this.flagS, i64.xor(c, i64.shl(c, c64(1)))), c64(0));
+  }
+
+  // --- control flow ----------------------------------------------------------------------------
+
+  /** RIP of this instruction. */
+  rip(): Expr {
+    return i64.add(i64.load(zeroAddress, REG.vbase), i64.load16_u(this.ip, RECORD.offset));
+  }
+
+  /** RIP of the next instruction. */
+  nextRip(): Expr {
+    return i64.add(this.rip(), i64.load8_u(this.ip, RECORD.length));
+  }
+
+  /** Counts the block's instructions against the slice. */
+  charge(): void {
+    this.f.store(
+      4,
+      zeroAddress,
+      BUDGET,
+      i32.sub(i32.load(zeroAddress, BUDGET), i32.load8_u(this.ip, RECORD.count)),
+    );
+  }
+
+  /** Ends the block at a target only known now. */
+  jumpTo(rip: Expr): void {
+    this.charge();
+    this.f.returnCall(this.core.dispatch, this.variant.mode64 ? rip : i64.and(rip, c64(0xffff_ffffn)));
+    this.f.unreachable();
+  }
+
+  /** Ends the block at the record's direct target (`taken` 1) or at the next instruction (0). */
+  jumpDirect(taken: Expr): void {
+    const { f } = this;
+    this.charge();
+    const t = f.let(taken);
+    const link = f.let(
+      t.const32 !== undefined
+        ? i32.load(this.ip, t.const32 ? RECORD.taken : RECORD.fallthrough)
+        : i32.load(i32.add(this.ip, select(t, c32(RECORD.taken), c32(RECORD.fallthrough)))),
+    );
+    f.if(
+      i32.and(
+        i32.ne(link, c32(0)),
+        i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.atomic_load(zeroAddress, ATTENTION)), c32(0)),
+      ),
+      () => f.returnCallIndirect(this.core.handlerType, i32.load(link), link),
+    );
+    f.returnCall(this.core.direct, this.ip, t);
+    f.unreachable();
+  }
+
+  // --- SIMD registers --------------------------------------------------------------------------
+
+  xmmReg(): Expr {
+    return v128.load(this.regAddress());
+  }
+  writeXmmReg(value: Expr): void {
+    this.f.store(16, this.regAddress(), 0, value);
+  }
+  /** The 128-bit r/m operand; a memory operand must be aligned. */
+  xmmRm(aligned = true): Expr {
+    return this.mem ? this.load128(this.linearAddress(), aligned) : v128.load(this.rmAddress());
+  }
+  /** Low `size` bytes of an XMM or memory operand, as an integer. */
+  xmmRmLow(size: 4 | 8): Expr {
+    return this.mem ? this.load(this.linearAddress(), size) : this.readAt(this.rmAddress(), size);
+  }
+  /** Register-file address of XMM `n`. */
+  static xmm(n: number): number {
+    return XMM + 16 * n;
+  }
+}
+
+function constant(value: Expr): Operand {
+  const refuse = () => {
+    throw new Error("an immediate operand cannot be written");
+  };
+  return { read: () => value, write: refuse, modify: refuse };
+}

@@ -1,0 +1,219 @@
+/**
+ * The fixed part of the interpreter module: entering it, finding the next block, and the pseudo-instructions
+ * that end or guard blocks. Handlers of real instructions are added by interpreter.ts.
+ */
+import { Context, type Variant, zeroAddress } from "./context.ts";
+import {
+  ATTENTION,
+  BLOCK_ENTRIES,
+  BLOCK_PROBES,
+  BLOCK_TABLE,
+  BUDGET,
+  CPL,
+  CURRENT,
+  EXIT,
+  JUMP_CACHE,
+  JUMP_ENTRIES,
+  MODE,
+  MODE_TAG,
+  RECORD,
+  REG,
+  RIP,
+  XTLB_ENTRIES,
+  XTLB_SUPERVISOR,
+  XTLB_USER,
+} from "./layout.ts";
+import { I32, I64 } from "./wasm/encoding.ts";
+import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";
+import type { Func, FuncRef } from "./wasm/func.ts";
+import type { ModuleBuilder } from "./wasm/module.ts";
+
+/** What handlers refer to. */
+export interface Core {
+  /** Signature index of a handler: (record) -> EXIT code. */
+  readonly handlerType: number;
+  /** (helper number and variant, record) -> 0 or EXIT code. */
+  readonly helper: FuncRef;
+  /** (linear low, linear high, size | kind << 8) -> host address, BOUNCE, or 0 after a fault. */
+  readonly slow: FuncRef;
+  /** (linear low, linear high, size): performs the write whose data lie in BOUNCE. */
+  readonly commit: FuncRef;
+  /** (RIP) -> EXIT code: goes on at RIP. */
+  readonly dispatch: FuncRef;
+  /** (record, taken) -> EXIT code: goes on at the record's direct target or at the next instruction. */
+  readonly direct: FuncRef;
+}
+
+/** Table slots of the pseudo-instructions. */
+export interface PseudoSlots {
+  /** Ends a block that has no branch: goes on at `imm`, relative to vbase. */
+  readonly fallthrough: number;
+  /** Guards an instruction that crosses into a page which must still be the physical page in `imm`. */
+  readonly crossing: number;
+  /** A record of a dropped block. */
+  readonly stale: number;
+}
+
+const PLAIN: Variant = { size: 4, mem: false, lock: false, rep: 0, mode64: true, addr32: false };
+
+/** Hash of a physical address in the block table; blocks.ts computes the same. */
+export function blockHash(address: Expr): Expr {
+  return i32.and(
+    i32.xor(i32.mul(address, c32(0x9e3779b1 | 0)), i32.shr_u(address, c32(12))),
+    c32(BLOCK_ENTRIES - 1),
+  );
+}
+
+const running = (): Expr =>
+  i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.atomic_load(zeroAddress, ATTENTION)), c32(0));
+
+function runRecord(f: Func, core: Core, record: Expr): void {
+  f.returnCallIndirect(core.handlerType, i32.load(record), record);
+}
+
+export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots } {
+  const handlerType = m.signature([I32], [I32]);
+  const helper = m.import("helper", [I32, I32], [I32]);
+  const slow = m.import("slow", [I32, I32, I32], [I32]);
+  const commit = m.import("commit", [I32, I32, I32], []);
+  const dispatch = m.func("dispatch", [I64], [I32]);
+  const direct = m.func("direct", [I32, I32], [I32]);
+  const core: Core = { handlerType, helper, slow, commit, dispatch: dispatch.ref, direct: direct.ref };
+
+  const find = buildFind(m);
+  buildDispatch(dispatch, core, find);
+  buildDirect(direct, core, find);
+  m.export("dispatch", dispatch);
+  m.export("direct", direct);
+  m.export("find", find);
+
+  const enter = m.func("enter", [I32], [I32]);
+  runRecord(enter, core, enter.param(0));
+  enter.unreachable();
+  m.export("enter", enter);
+
+  return { core, pseudo: buildPseudo(m, core) };
+}
+
+/** find(rip) -> record of the block at RIP, or 0: execute TLB, then the block table. Never runs anything. */
+function buildFind(m: ModuleBuilder): Func {
+  const f = m.func("find", [I64], [I32]);
+  const rip = f.param(0);
+  const entry = f.let(
+    i32.add(
+      i32.and(i32.wrap(i64.shr_u(rip, c64(8))), c32((XTLB_ENTRIES - 1) << 4)),
+      select(i32.load(zeroAddress, CPL), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
+    ),
+  );
+  f.if(i64.ne(i64.load(entry), i64.and(rip, c64(-4096))), () => f.return(c32(0)));
+  const physical = f.let(i32.or(i32.load(entry, 8), i32.and(i32.wrap(rip), c32(4095))));
+  const mode = f.let(i32.load(zeroAddress, MODE));
+  const slot = f.local(I32);
+  f.set(slot, blockHash(physical));
+  const probes = f.local(I32);
+  f.set(probes, c32(BLOCK_PROBES));
+  f.loop((again) => {
+    const at = f.let(i32.shl(slot, c32(4)));
+    f.if(
+      i32.and(i32.eq(i32.load(at, BLOCK_TABLE), physical), i32.eq(i32.load(at, BLOCK_TABLE + 4), mode)),
+      () => f.return(i32.load(at, BLOCK_TABLE + 8)),
+    );
+    f.set(slot, i32.and(i32.add(slot, c32(1)), c32(BLOCK_ENTRIES - 1)));
+    f.set(probes, i32.sub(probes, c32(1)));
+    f.brIf(again, probes);
+  });
+  f.return(c32(0));
+  f.unreachable();
+  return f;
+}
+
+function buildDispatch(f: Func, core: Core, find: Func): void {
+  const rip = f.param(0);
+  f.if(i32.eqz(running()), () => {
+    f.store(8, zeroAddress, RIP, rip);
+    f.return(c32(EXIT.attention));
+  });
+  const entry = f.let(
+    i32.shl(
+      i32.and(i32.wrap(i64.xor(rip, i64.shr_u(rip, c64(12)))), c32(JUMP_ENTRIES - 1)),
+      c32(4),
+    ),
+  );
+  const tag = f.let(i64.xor(rip, i64.load(zeroAddress, MODE_TAG)));
+  const record = f.local(I32);
+  f.if(
+    i64.eq(i64.load(entry, JUMP_CACHE), tag),
+    () => f.set(record, i32.load(entry, JUMP_CACHE + 8)),
+    () => {
+      f.set(record, f.call(find.ref, rip));
+      f.if(i32.eqz(record), () => {
+        f.store(8, zeroAddress, RIP, rip);
+        f.return(c32(EXIT.decode));
+      });
+      f.store(8, entry, JUMP_CACHE, tag);
+      f.store(4, entry, JUMP_CACHE + 8, record);
+    },
+  );
+  f.store(8, zeroAddress, REG.vbase, i64.and(rip, c64(-4096)));
+  runRecord(f, core, record);
+  f.unreachable();
+}
+
+function buildDirect(f: Func, core: Core, find: Func): void {
+  const ip = f.param(0);
+  const taken = f.param(1);
+  const target = f.local(I64);
+  f.if(
+    taken,
+    () => f.set(target, i64.load32_s(ip, RECORD.imm)),
+    () => f.set(target, i64.add(i64.load16_u(ip, RECORD.offset), i64.load8_u(ip, RECORD.length))),
+  );
+  const linear = i64.add(i64.load(zeroAddress, REG.vbase), target);
+  const rip = f.local(I64);
+  f.set(rip, linear);
+  f.if(i32.eqz(i32.and(i32.load(zeroAddress, MODE), c32(1))), () =>
+    f.set(rip, i64.and(rip, c64(0xffff_ffffn))),
+  );
+  f.if(i64.ge_u(target, c64(4096)), () => f.returnCall(core.dispatch, rip));
+  f.store(8, zeroAddress, RIP, rip);
+  f.if(i32.eqz(running()), () => f.return(c32(EXIT.attention)));
+  // Source and target share a page, virtual and physical: the link stays right whatever is mapped later.
+  const record = f.let(f.call(find.ref, rip));
+  f.if(i32.eqz(record), () => f.return(c32(EXIT.decode)));
+  f.store(4, i32.add(ip, select(taken, c32(RECORD.taken), c32(RECORD.fallthrough))), 0, record);
+  runRecord(f, core, record);
+  f.unreachable();
+}
+
+function buildPseudo(m: ModuleBuilder, core: Core): PseudoSlots {
+  const handler = (name: string, body: (c: Context, f: Func) => void): number => {
+    const f = m.func(name, [I32], [I32]);
+    body(new Context(core, f, f.param(0), PLAIN, []), f);
+    return m.slot(f);
+  };
+  const fallthrough = handler("fallthrough", (c) => c.jumpDirect(c32(1)));
+  const crossing = handler("crossing", (c, f) => {
+    const page = f.let(i64.add(i64.load(zeroAddress, REG.vbase), c64(4096)));
+    const entry = f.let(
+      i32.add(
+        i32.and(i32.wrap(i64.shr_u(page, c64(8))), c32((XTLB_ENTRIES - 1) << 4)),
+        select(i32.load(zeroAddress, CPL), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
+      ),
+    );
+    f.if(
+      i32.or(
+        i64.ne(i64.load(entry), page),
+        i32.ne(i32.load(entry, 8), i32.load(c.ip, RECORD.imm)),
+      ),
+      () => c.leave(EXIT.crossing),
+    );
+    c.next();
+    f.unreachable();
+  });
+  const stale = handler("stale", (c, f) => {
+    f.store(4, zeroAddress, CURRENT, c.ip);
+    f.return(c32(EXIT.stale));
+    f.unreachable();
+  });
+  return { fallthrough, crossing, stale };
+}

@@ -1,0 +1,104 @@
+/** The parts of one software vCPU, as its system code shares them, and the state that follows from others. */
+import type { Apic } from "./apic.ts";
+import type { Blocks } from "./blocks.ts";
+import type { Clock } from "./clock.ts";
+import {
+  ATTENTION,
+  CPL,
+  CR0,
+  CR4,
+  CS,
+  EFER,
+  FLAGS_SYSTEM,
+  IRQ_WAITING,
+  MODE,
+  MODE_32,
+  MODE_64,
+  MODE_FPU_OFF,
+  MODE_TAG,
+  MODE_TF,
+  SEG_ATTR,
+  TLB_CURRENT,
+  TLB_SUPERVISOR,
+  TLB_USER,
+} from "./layout.ts";
+import type { Mmu } from "./mmu.ts";
+import { RFLAGS, type State } from "./state.ts";
+import type { X87 } from "./float/x87.ts";
+import type { SseSlow } from "./sse-slow.ts";
+
+/** Control-register and EFER bits (SDM vol. 3A, 2.5 and 2.2.1). */
+export const CR0_BITS = { PE: 1, MP: 2, EM: 4, TS: 8, ET: 0x10, NE: 0x20, WP: 0x1_0000, AM: 0x4_0000 } as const;
+export const CR4_BITS = {
+  TSD: 4,
+  DE: 8,
+  PSE: 0x10,
+  PAE: 0x20,
+  MCE: 0x40,
+  PGE: 0x80,
+  PCE: 0x100,
+  OSFXSR: 0x200,
+  OSXMMEXCPT: 0x400,
+} as const;
+export const EFER_BITS = { SCE: 1, LME: 0x100, LMA: 0x400, NXE: 0x800 } as const;
+
+/** Descriptor attribute bits, as in Segment.flags (hypervisor/types.ts). */
+export const ATTR = { A: 1, RW: 2, DC: 4, CODE: 8, S: 0x10, DPL: 0x60, P: 0x80, L: 0x2000, DB: 0x4000, G: 0x8000 } as const;
+
+/** Port I/O and memory-mapped I/O of the machine. Values are unsigned; sizes 1, 2 or 4. */
+export interface SoftBus {
+  pioRead(port: number, size: number): number;
+  pioWrite(port: number, size: number, value: number): void;
+  mmioRead(gpa: number, size: number): number;
+  mmioWrite(gpa: number, size: number, value: number): void;
+}
+
+export interface Cpu {
+  readonly state: State;
+  readonly mmu: Mmu;
+  readonly blocks: Blocks;
+  readonly apic: Apic;
+  readonly clock: Clock;
+  readonly bus: SoftBus;
+  readonly x87: X87;
+  readonly sse: SseSlow;
+  /** Address-space generation: part of every jump-cache tag, so a new one empties the cache. */
+  generation: number;
+  log(message: string): void;
+}
+
+/** Recomputes MODE, the current TLB and the jump-cache tag after CS, CPL, EFER, CR0, CR4 or TF changed. */
+export function updateMode(cpu: Cpu): void {
+  const { state } = cpu;
+  const attr = state.get(SEG_ATTR + 4 * CS);
+  const lma = (state.get(EFER) & EFER_BITS.LMA) !== 0;
+  let mode = lma && attr & ATTR.L ? MODE_64 : attr & ATTR.DB ? MODE_32 : 0;
+  if (state.get(FLAGS_SYSTEM) & RFLAGS.TF) mode |= MODE_TF;
+  if (state.get(CR0) & (CR0_BITS.EM | CR0_BITS.TS) || !(state.get(CR4) & CR4_BITS.OSFXSR)) mode |= MODE_FPU_OFF;
+  const user = state.cpl === 3;
+  state.set(MODE, mode);
+  state.set(TLB_CURRENT, user ? TLB_USER : TLB_SUPERVISOR);
+  const tag = mode | (user ? 16 : 0) | ((cpu.generation & 0x7ff) << 5);
+  state.set(MODE_TAG, 0);
+  state.set(MODE_TAG + 4, tag << 16);
+}
+
+/** Forgets which blocks virtual addresses lead to. */
+export function newGeneration(cpu: Cpu): void {
+  cpu.generation++;
+  if ((cpu.generation & 0x7ff) === 0) cpu.mmu.flushJumpCache();
+  updateMode(cpu);
+}
+
+export function setCpl(cpu: Cpu, cpl: number): void {
+  cpu.state.set(CPL, cpl);
+}
+
+/** Sets RFLAGS; TF changes the mode, and a newly set IF lets a waiting interrupt in. */
+export function setRflags(cpu: Cpu, value: number): void {
+  const { state } = cpu;
+  const before = state.get(FLAGS_SYSTEM);
+  state.rflags = value;
+  if ((before ^ value) & RFLAGS.TF) updateMode(cpu);
+  if (value & RFLAGS.IF && state.get(IRQ_WAITING)) Atomics.store(state.i32, ATTENTION >> 2, -1);
+}

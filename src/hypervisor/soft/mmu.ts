@@ -1,0 +1,416 @@
+/**
+ * The memory management unit: page walks, TLBs, and the slow path of guest memory accesses (SDM vol. 3A,
+ * chapter 4). Linear addresses travel as two 32-bit halves; physical addresses as a number (below 2^52).
+ */
+import { LOCKED, READ, READ_WRITE, WRITE } from "./context.ts";
+import {
+  BOUNCE,
+  CODE_LINES,
+  CPL,
+  CR0,
+  CR3,
+  CR4,
+  EFER,
+  GUEST_BASE,
+  JUMP_CACHE,
+  JUMP_ENTRIES,
+  TLB_BYTES,
+  TLB_ENTRIES,
+  TLB_SUPERVISOR,
+  TLB_USER,
+  XTLB_BYTES,
+  XTLB_ENTRIES,
+  XTLB_SUPERVISOR,
+  XTLB_USER,
+} from "./layout.ts";
+import type { State } from "./state.ts";
+
+/** Page-table entry bits (low word) and, in the high word, execute-disable. */
+const P = 1;
+const RW = 2;
+const US = 4;
+const A = 0x20;
+const D = 0x40;
+const PS = 0x80;
+const G = 0x100;
+const XD = 0x8000_0000 | 0;
+
+/** Page-fault error code bits (SDM vol. 3A, 4.7). */
+const PF = { P: 1, W: 2, U: 4, RSVD: 8, I: 16 } as const;
+
+export const CR0_PG = 0x8000_0000 | 0;
+export const CR0_WP = 0x1_0000;
+const CR4_PGE = 0x80;
+const EFER_NXE = 0x800;
+
+/** Physical-address bits the CPUID shows (leaf 0x80000008). */
+export const PHYSICAL_BITS = 40;
+/** Bits 40..51 of an entry, in its high word, are reserved. */
+const RESERVED_HIGH = 0x000f_ff00;
+
+/** Memory-mapped I/O and physical addresses outside RAM. */
+export interface PhysicalBus {
+  read(gpa: number, size: number): number;
+  write(gpa: number, size: number, value: number): void;
+}
+
+/** Told of a write into a page that holds decoded code: physical page and byte range in it. */
+export type CodeWrite = (page: number, from: number, to: number) => void;
+
+export class Mmu {
+  private readonly i32: Int32Array;
+  private readonly u8: Uint8Array;
+  /** Result of the last {@link walk}: physical address, and whether the leaf is global. */
+  private physical = 0;
+  private leafGlobal = false;
+  /** Physical addresses of a pending bounce write: of its first byte, and of the second page if it crosses. */
+  private pendingFirst = 0;
+  private pendingSecond = 0;
+  /** Indices (TLB word offsets) of entries that a CR3 load must drop. */
+  private readonly nonGlobal: number[] = [];
+  /** Statistics. */
+  misses = 0;
+
+  constructor(
+    private readonly state: State,
+    private readonly ramBytes: number,
+    private readonly bus: PhysicalBus,
+    private readonly codeWrite: CodeWrite,
+  ) {
+    this.i32 = state.i32;
+    this.u8 = state.bytes;
+    this.flushAll();
+    this.flushJumpCache();
+  }
+
+  // --- page walk -------------------------------------------------------------------------------
+
+  /**
+   * Translates a linear address for an access; sets accessed and dirty bits. Returns false with the fault
+   * noted in the state. `write` and `exec` name the access, `user` its privilege.
+   */
+  walk(low: number, high: number, write: boolean, exec: boolean, user: boolean): boolean {
+    const { i32 } = this;
+    if ((i32[CR0 >> 2]! & CR0_PG) === 0) {
+      this.physical = low >>> 0;
+      this.leafGlobal = false;
+      return true;
+    }
+    if ((high << 16) >> 16 !== high) {
+      this.state.fault(13, 0);
+      return false;
+    }
+    const nxe = (i32[EFER >> 2]! & EFER_NXE) !== 0;
+    const base = (write ? PF.W : 0) | (user ? PF.U : 0) | (exec && nxe ? PF.I : 0);
+    let table = i32[CR3 >> 2]! & ~0xfff;
+    if (i32[(CR3 >> 2) + 1]! !== 0) return this.fail(low, high, base);
+    let rights = RW | US;
+    let xd = 0;
+    for (let level = 3; ; level--) {
+      const index =
+        level === 3
+          ? (high >>> 7) & 0x1ff
+          : level === 2
+            ? ((high & 0x7f) << 2) | (low >>> 30)
+            : level === 1
+              ? (low >>> 21) & 0x1ff
+              : (low >>> 12) & 0x1ff;
+      const entryAddress = (table >>> 0) + index * 8;
+      if (entryAddress + 8 > this.ramBytes) return this.fail(low, high, base);
+      const at = (GUEST_BASE + entryAddress) >> 2;
+      const entry = i32[at]!;
+      const entryHigh = i32[at + 1]!;
+      if ((entry & P) === 0) return this.fail(low, high, base);
+      const leaf = level === 0 || (level < 3 && (entry & PS) !== 0);
+      if (
+        (entryHigh & RESERVED_HIGH) !== 0 ||
+        (!nxe && (entryHigh & XD) !== 0) ||
+        (level === 3 && (entry & PS) !== 0) ||
+        (leaf && level === 1 && (entry & 0x001f_e000) !== 0) ||
+        (leaf && level === 2 && (entry & 0x3fff_e000) !== 0)
+      ) {
+        return this.fail(low, high, base | PF.P | PF.RSVD);
+      }
+      rights &= entry;
+      xd |= entryHigh & XD;
+      if (leaf) {
+        const wp = (i32[CR0 >> 2]! & CR0_WP) !== 0;
+        if (
+          (user && (rights & US) === 0) ||
+          (write && (rights & RW) === 0 && (user || wp)) ||
+          (exec && xd !== 0)
+        ) {
+          return this.fail(low, high, base | PF.P);
+        }
+        const want = A | (write ? D : 0);
+        if ((entry & want) !== want) Atomics.or(i32, at, want);
+        const mask = level === 0 ? 0xfff : level === 1 ? 0x1f_ffff : 0x3fff_ffff;
+        this.physical = (entryHigh & 0xff) * 0x1_0000_0000 + (((entry & ~mask & ~0xfff) | (low & mask)) >>> 0);
+        this.leafGlobal = (entry & G) !== 0 && (i32[CR4 >> 2]! & CR4_PGE) !== 0;
+        return true;
+      }
+      if ((entry & A) === 0) Atomics.or(i32, at, A);
+      if ((entryHigh & 0xff) !== 0) return this.fail(low, high, base);
+      table = entry & ~0xfff;
+    }
+  }
+
+  private fail(low: number, high: number, error: number): false {
+    this.state.pageFault(low, high, error);
+    return false;
+  }
+
+  /** Physical address of the last successful {@link walk}. */
+  get walked(): number {
+    return this.physical;
+  }
+
+  /** Bytes of RAM, from physical address 0. */
+  get ramSize(): number {
+    return this.ramBytes;
+  }
+
+  private isRam(physical: number): boolean {
+    return physical < this.ramBytes;
+  }
+
+  // --- TLBs ------------------------------------------------------------------------------------
+
+  private fill(low: number, high: number, user: boolean, write: boolean): void {
+    const { i32 } = this;
+    const base = (user ? TLB_USER : TLB_SUPERVISOR) + (write ? TLB_BYTES : 0);
+    const at = (base + (((low >>> 12) & (TLB_ENTRIES - 1)) << 4)) >> 2;
+    i32[at] = low & ~0xfff;
+    i32[at + 1] = high;
+    i32[at + 2] = (GUEST_BASE + (this.physical - (this.physical % 4096)) - (low & ~0xfff)) | 0;
+    if (!this.leafGlobal) this.nonGlobal.push(at);
+  }
+
+  private hasCode(physical: number): boolean {
+    const at = (CODE_LINES + Math.floor(physical / 4096) * 8) >> 2;
+    return (this.i32[at]! | this.i32[at + 1]!) !== 0;
+  }
+
+  /** Physical page for execution at a linear address, through the execute TLB; -1 after a fault. */
+  fetchPage(low: number, high: number): number {
+    const { i32 } = this;
+    const user = i32[CPL >> 2] === 3;
+    const at =
+      ((user ? XTLB_USER : XTLB_SUPERVISOR) + (((low >>> 12) & (XTLB_ENTRIES - 1)) << 4)) >> 2;
+    if (i32[at] === (low & ~0xfff) && i32[at + 1] === high) return i32[at + 2]! >>> 0;
+    if (!this.walk(low, high, false, true, user)) return -1;
+    const page = this.physical - (this.physical % 4096);
+    if (!this.isRam(page)) return page;
+    i32[at] = low & ~0xfff;
+    i32[at + 1] = high;
+    i32[at + 2] = page | 0;
+    if (!this.leafGlobal) this.nonGlobal.push(at);
+    return page;
+  }
+
+  /** Drops every translation, global or not. */
+  flushAll(): void {
+    this.u8.fill(0xff, TLB_SUPERVISOR, XTLB_USER + XTLB_BYTES);
+    this.nonGlobal.length = 0;
+  }
+
+  /** Drops what a CR3 load drops: everything that is not global. */
+  flushNonGlobal(): void {
+    const { i32, nonGlobal } = this;
+    for (const at of nonGlobal) {
+      i32[at] = -1;
+      i32[at + 1] = -1;
+    }
+    nonGlobal.length = 0;
+  }
+
+  /** INVLPG: drops the translations of one page, global or not, of every privilege. */
+  flushPage(low: number, high: number): void {
+    const { i32 } = this;
+    const drop = (base: number, entries: number) => {
+      const at = (base + (((low >>> 12) & (entries - 1)) << 4)) >> 2;
+      if (i32[at] === (low & ~0xfff) && i32[at + 1] === high) {
+        i32[at] = -1;
+        i32[at + 1] = -1;
+      }
+    };
+    for (const tlb of [TLB_SUPERVISOR, TLB_USER]) {
+      drop(tlb, TLB_ENTRIES);
+      drop(tlb + TLB_BYTES, TLB_ENTRIES);
+    }
+    drop(XTLB_SUPERVISOR, XTLB_ENTRIES);
+    drop(XTLB_USER, XTLB_ENTRIES);
+  }
+
+  /** Makes later writes to a physical page take the slow path, because code has been decoded from it. */
+  protectCode(physicalPage: number): void {
+    const { i32 } = this;
+    for (const tlb of [TLB_SUPERVISOR + TLB_BYTES, TLB_USER + TLB_BYTES]) {
+      for (let at = tlb >> 2; at < (tlb + TLB_BYTES) >> 2; at += 4) {
+        if (((i32[at + 2]! + i32[at]!) | 0) === ((GUEST_BASE + physicalPage) | 0)) {
+          i32[at] = -1;
+          i32[at + 1] = -1;
+        }
+      }
+    }
+  }
+
+  /** Empties the jump cache. An empty entry's tag belongs to another entry's index, so it never matches. */
+  flushJumpCache(): void {
+    this.u8.fill(0, JUMP_CACHE, JUMP_CACHE + JUMP_ENTRIES * 16);
+    this.i32[JUMP_CACHE >> 2] = 1;
+  }
+
+  // --- accesses --------------------------------------------------------------------------------
+
+  /** The interpreter's slow path: see Core.slow. */
+  slow(low: number, high: number, descriptor: number): number {
+    return this.access(low, high, descriptor & 0xff, (descriptor >> 8) & 0xff, (descriptor & (LOCKED << 8)) !== 0, this.i32[CPL >> 2] === 3);
+  }
+
+  /**
+   * Host address of `size` (at most 16) bytes at a linear address for an access of `kind`, or BOUNCE, or 0
+   * with the fault noted. `user`: the privilege to check with (descriptor tables are read as supervisor).
+   */
+  access(low: number, high: number, size: number, kind: number, locked: boolean, user: boolean): number {
+    this.misses++;
+    const write = kind === WRITE || kind === READ_WRITE;
+    if ((low & 0xfff) + size > 4096) return this.crossing(low, high, size, kind, write, user);
+    if (!this.walk(low, high, write, false, user)) return 0;
+    const physical = this.physical;
+    if (!this.isRam(physical)) {
+      this.pendingFirst = physical;
+      if (kind === READ || kind === READ_WRITE) this.readPhysical(physical, size, BOUNCE);
+      return BOUNCE;
+    }
+    if (write && this.hasCode(physical)) {
+      this.pendingFirst = physical;
+      if (kind === READ_WRITE) this.u8.copyWithin(BOUNCE, GUEST_BASE + physical, GUEST_BASE + physical + size);
+      return BOUNCE;
+    }
+    if (write) {
+      this.fill(low, high, user, true);
+      this.fill(low, high, user, false);
+    } else this.fill(low, high, user, false);
+    if (locked && (low & (size - 1)) !== 0) {
+      // Split and unaligned atomics are not atomic towards other vCPUs; with one vCPU nobody can tell.
+      this.pendingFirst = physical;
+      this.u8.copyWithin(BOUNCE, GUEST_BASE + physical, GUEST_BASE + physical + size);
+      return BOUNCE;
+    }
+    return GUEST_BASE + physical;
+  }
+
+  private crossing(
+    low: number,
+    high: number,
+    size: number,
+    kind: number,
+    write: boolean,
+    user: boolean,
+  ): number {
+    if (!this.walk(low, high, write, false, user)) return 0;
+    const first = this.physical;
+    const nextLow = ((low & ~0xfff) + 4096) | 0;
+    const nextHigh = nextLow === 0 ? (high + 1) | 0 : high;
+    if (!this.walk(nextLow, nextHigh, write, false, user)) return 0;
+    const second = this.physical;
+    this.pendingFirst = first;
+    this.pendingSecond = second;
+    if (kind === READ || kind === READ_WRITE) {
+      const head = 4096 - (low & 0xfff);
+      this.readPhysical(first, head, BOUNCE);
+      this.readPhysical(second, size - head, BOUNCE + head);
+    }
+    return BOUNCE;
+  }
+
+  /** Performs the write whose data lie in BOUNCE; the last {@link access} has translated it. */
+  commit(low: number, _high: number, size: number): void {
+    const head = Math.min(size, 4096 - (low & 0xfff));
+    this.writePhysical(this.pendingFirst, head, BOUNCE);
+    if (head < size) this.writePhysical(this.pendingSecond, size - head, BOUNCE + head);
+  }
+
+  private readPhysical(physical: number, size: number, to: number): void {
+    if (physical + size <= this.ramBytes) {
+      this.u8.copyWithin(to, GUEST_BASE + physical, GUEST_BASE + physical + size);
+      return;
+    }
+    this.split(size, (offset, width) => {
+      const value = this.bus.read(physical + offset, width);
+      for (let i = 0; i < width; i++) this.u8[to + offset + i] = value >>> (8 * i);
+    });
+  }
+
+  private writePhysical(physical: number, size: number, from: number): void {
+    if (physical + size <= this.ramBytes) {
+      this.u8.copyWithin(GUEST_BASE + physical, from, from + size);
+      if (this.hasCode(physical)) {
+        const offset = physical % 4096;
+        this.codeWrite((physical - offset) / 4096, offset, offset + size);
+      }
+      return;
+    }
+    this.split(size, (offset, width) => {
+      let value = 0;
+      for (let i = 0; i < width; i++) value |= this.u8[from + offset + i]! << (8 * i);
+      this.bus.write(physical + offset, width, value >>> 0);
+    });
+  }
+
+  /** Device accesses are at most 4 bytes wide and powers of two. */
+  private split(size: number, each: (offset: number, width: number) => void): void {
+    let offset = 0;
+    while (offset < size) {
+      const left = size - offset;
+      const width = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      each(offset, width);
+      offset += width;
+    }
+  }
+
+  // --- accesses of the CPU itself -----------------------------------------------------------------
+
+  /** Copies `size` bytes from linear memory to `to` in the CPU's own memory. False with the fault noted. */
+  readLinear(linear: bigint, size: number, to: number, user: boolean): boolean {
+    let done = 0;
+    while (done < size) {
+      const low = Number(BigInt.asIntN(32, linear + BigInt(done)));
+      const high = Number(BigInt.asIntN(32, (linear + BigInt(done)) >> 32n));
+      const n = Math.min(size - done, 4096 - (low & 0xfff));
+      if (!this.walk(low, high, false, false, user)) return false;
+      this.readPhysical(this.physical, n, to + done);
+      done += n;
+    }
+    return true;
+  }
+
+  /** Checks that `size` bytes can be written. False with the fault noted. */
+  probeWrite(linear: bigint, size: number, user: boolean): boolean {
+    let done = 0;
+    while (done < size) {
+      const low = Number(BigInt.asIntN(32, linear + BigInt(done)));
+      const high = Number(BigInt.asIntN(32, (linear + BigInt(done)) >> 32n));
+      if (!this.walk(low, high, true, false, user)) return false;
+      done += 4096 - (low & 0xfff);
+    }
+    return true;
+  }
+
+  /** Copies `size` bytes from the CPU's own memory to linear memory, all or nothing. */
+  writeLinear(linear: bigint, size: number, from: number, user: boolean): boolean {
+    if (!this.probeWrite(linear, size, user)) return false;
+    let done = 0;
+    while (done < size) {
+      const low = Number(BigInt.asIntN(32, linear + BigInt(done)));
+      const high = Number(BigInt.asIntN(32, (linear + BigInt(done)) >> 32n));
+      const n = Math.min(size - done, 4096 - (low & 0xfff));
+      this.walk(low, high, true, false, user);
+      this.writePhysical(this.physical, n, from + done);
+      done += n;
+    }
+    return true;
+  }
+}
+

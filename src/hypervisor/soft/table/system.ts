@@ -1,0 +1,133 @@
+/** System instructions: nearly all are TypeScript helpers, since they run rarely and change machine state. */
+import { zeroAddress } from "../context.ts";
+import { HELPER } from "../helpers.ts";
+import { ATTENTION, CPL, FLAGS_SYSTEM, IRQ_WAITING, SHADOW_RIP } from "../layout.ts";
+import { c32, i32 } from "../wasm/expr.ts";
+import { type Insn, insn, type Semantics } from "./insn.ts";
+
+const viaHelper =
+  (id: number): Semantics =>
+  (c) =>
+    c.helper(id);
+
+const endHelper =
+  (id: number): Semantics =>
+  (c) =>
+    c.endWithHelper(id);
+
+const IF = 0x200;
+
+const cli: Semantics = (c) => {
+  c.f.if(
+    i32.load(zeroAddress, CPL),
+    () => c.helper(HELPER.cli),
+    () =>
+      c.f.store(4, zeroAddress, FLAGS_SYSTEM, i32.and(i32.load(zeroAddress, FLAGS_SYSTEM), c32(~IF))),
+  );
+};
+/** Interrupts stay off for one more instruction when STI turns them on (SDM vol. 2B, STI). */
+const sti: Semantics = (c) => {
+  c.f.if(
+    i32.load(zeroAddress, CPL),
+    () => c.helper(HELPER.sti),
+    () => {
+      const flags = c.f.let(i32.load(zeroAddress, FLAGS_SYSTEM));
+      c.f.if(i32.eqz(i32.and(flags, c32(IF))), () => c.f.store(8, zeroAddress, SHADOW_RIP, c.nextRip()));
+      c.f.store(4, zeroAddress, FLAGS_SYSTEM, i32.or(flags, c32(IF)));
+      c.f.if(i32.load(zeroAddress, IRQ_WAITING), () => c.f.store(4, zeroAddress, ATTENTION, c32(-1)));
+    },
+  );
+};
+
+const end = { end: "indirect", system: true } as const;
+const system = { system: true } as const;
+
+export const systemInstructions = (): Insn[] => [
+  ...insn("cli", "fa", "", cli, system),
+  ...insn("sti", "fb", "", sti, system),
+  ...insn("hlt", "f4", "", endHelper(HELPER.hlt), end),
+  ...insn("in", "e4", "ab,Ib", viaHelper(HELPER.in), system),
+  ...insn("in", "e5", "av,Ib", viaHelper(HELPER.in), system),
+  ...insn("in", "ec", "ab", viaHelper(HELPER.in), system),
+  ...insn("in", "ed", "av", viaHelper(HELPER.in), system),
+  ...insn("out", "e6", "ab,Ib", viaHelper(HELPER.out), system),
+  ...insn("out", "e7", "av,Ib", viaHelper(HELPER.out), system),
+  ...insn("out", "ee", "ab", viaHelper(HELPER.out), system),
+  ...insn("out", "ef", "av", viaHelper(HELPER.out), system),
+  ...insn("insb", "6c", "", viaHelper(HELPER.ins), { ...system, size: "b", string: true }),
+  ...insn("ins", "6d", "", viaHelper(HELPER.ins), { ...system, size: "v", string: true }),
+  ...insn("outsb", "6e", "", viaHelper(HELPER.outs), { ...system, size: "b", string: true }),
+  ...insn("outs", "6f", "", viaHelper(HELPER.outs), { ...system, size: "v", string: true }),
+  ...insn("mov", "8c /r", "Ev,Sw", viaHelper(HELPER.movFromSeg), system),
+  ...insn("mov", "8e /r", "Sw,Ew", endHelper(HELPER.movToSeg), { ...end, size: "w" }),
+  ...insn("push", "0f a0", "", viaHelper(HELPER.pushSeg), { ...system, size: "stack" }),
+  ...insn("push", "0f a8", "", viaHelper(HELPER.pushSeg), { ...system, size: "stack" }),
+  ...insn("pop", "0f a1", "", endHelper(HELPER.popSeg), { ...end, size: "stack" }),
+  ...insn("pop", "0f a9", "", endHelper(HELPER.popSeg), { ...end, size: "stack" }),
+  ...[0x06, 0x0e, 0x16, 0x1e].flatMap((op) =>
+    insn("push", op.toString(16).padStart(2, "0"), "", viaHelper(HELPER.pushSeg), {
+      ...system,
+      size: "stack",
+      only: "legacy",
+    }),
+  ),
+  ...[0x07, 0x17, 0x1f].flatMap((op) =>
+    insn("pop", op.toString(16).padStart(2, "0"), "", endHelper(HELPER.popSeg), {
+      ...end,
+      size: "stack",
+      only: "legacy",
+    }),
+  ),
+  ...insn("lss", "0f b2 /r", "Gv,Mv", endHelper(HELPER.lss), end),
+  ...insn("lfs", "0f b4 /r", "Gv,Mv", endHelper(HELPER.lfs), end),
+  ...insn("lgs", "0f b5 /r", "Gv,Mv", endHelper(HELPER.lgs), end),
+  ...insn("sldt", "0f 00 /0", "Ev", viaHelper(HELPER.sldt), system),
+  ...insn("str", "0f 00 /1", "Ev", viaHelper(HELPER.str), system),
+  ...insn("lldt", "0f 00 /2", "Ew", viaHelper(HELPER.lldt), system),
+  ...insn("ltr", "0f 00 /3", "Ew", viaHelper(HELPER.ltr), system),
+  ...insn("verr", "0f 00 /4", "Ew", viaHelper(HELPER.verr), system),
+  ...insn("verw", "0f 00 /5", "Ew", viaHelper(HELPER.verw), system),
+  ...insn("sgdt", "0f 01 /0", "Mv", viaHelper(HELPER.sgdt), system),
+  ...insn("sidt", "0f 01 /1", "Mv", viaHelper(HELPER.sidt), system),
+  ...insn("lgdt", "0f 01 /2", "Mv", viaHelper(HELPER.lgdt), system),
+  ...insn("lidt", "0f 01 /3", "Mv", viaHelper(HELPER.lidt), system),
+  ...insn("smsw", "0f 01 /4", "Ev", viaHelper(HELPER.smsw), system),
+  ...insn("lmsw", "0f 01 /6", "Ew", endHelper(HELPER.lmsw), end),
+  ...insn("invlpg", "0f 01 /7", "Mb", endHelper(HELPER.invlpg), end),
+  ...insn("swapgs", "0f 01 f8", "", viaHelper(HELPER.swapgs), { ...system, only: "64" }),
+  ...insn("rdtscp", "0f 01 f9", "", viaHelper(HELPER.rdtscp), system),
+  ...insn("vmcall", "0f 01 c1", "", viaHelper(HELPER.vmcall), system),
+  ...insn("vmmcall", "0f 01 d9", "", viaHelper(HELPER.vmcall), system),
+  ...insn("lar", "0f 02 /r", "Gv,Ew", viaHelper(HELPER.lar), system),
+  ...insn("lsl", "0f 03 /r", "Gv,Ew", viaHelper(HELPER.lsl), system),
+  ...insn("syscall", "0f 05", "", endHelper(HELPER.syscall), end),
+  ...insn("clts", "0f 06", "", viaHelper(HELPER.clts), system),
+  ...insn("sysret", "0f 07", "", endHelper(HELPER.sysret), { ...end, size: "y" }),
+  ...insn("invd", "0f 08", "", viaHelper(HELPER.wbinvd), system),
+  ...insn("wbinvd", "0f 09", "", viaHelper(HELPER.wbinvd), system),
+  ...insn("ud2", "0f 0b", "", endHelper(HELPER.ud), { end: "indirect" }),
+  ...insn("ud1", "0f b9 /r", "Gv,Ev", endHelper(HELPER.ud), { end: "indirect" }),
+  ...insn("ud0", "0f ff /r", "Gv,Ev", endHelper(HELPER.ud), { end: "indirect" }),
+  ...insn("mov", "0f 20 /r", "Rq,Cq", viaHelper(HELPER.readCr), system),
+  ...insn("mov", "0f 21 /r", "Rq,Dq", viaHelper(HELPER.readDr), system),
+  ...insn("mov", "0f 22 /r", "Cq,Rq", endHelper(HELPER.writeCr), end),
+  ...insn("mov", "0f 23 /r", "Dq,Rq", endHelper(HELPER.writeDr), end),
+  ...insn("wrmsr", "0f 30", "", endHelper(HELPER.wrmsr), end),
+  ...insn("rdtsc", "0f 31", "", viaHelper(HELPER.rdtsc), system),
+  ...insn("rdmsr", "0f 32", "", viaHelper(HELPER.rdmsr), system),
+  ...insn("rdpmc", "0f 33", "", viaHelper(HELPER.rdpmc), system),
+  ...insn("sysenter", "0f 34", "", endHelper(HELPER.sysenter), end),
+  ...insn("sysexit", "0f 35", "", endHelper(HELPER.sysexit), { ...end, size: "y" }),
+  ...insn("cpuid", "0f a2", "", viaHelper(HELPER.cpuid), system),
+  ...insn("rdrand", "0f c7 /6", "Rv", viaHelper(HELPER.rdrand), system),
+  ...insn("mfence/lfence/sfence", "np 0f ae e8", "", () => {}),
+  ...[0xe8, 0xf0, 0xf8].flatMap((byte) =>
+    Array.from({ length: 8 }, (_, i) => byte + i)
+      .filter((b) => b !== 0xe8)
+      .flatMap((b) => insn("mfence/lfence/sfence", `np 0f ae ${b.toString(16)}`, "", () => {})),
+  ),
+  ...insn("clflush", "np 0f ae /7", "Mb", (c) => {
+    // Checks the address as a load does; there is no cache to flush.
+    c.load(c.linearAddress(), 1);
+  }),
+];

@@ -1,0 +1,468 @@
+/** One software vCPU: its parts put together, and the run loop around the interpreter. */
+import type { BootRegisters, Segment, VcpuEnd } from "../types.ts";
+import { Apic } from "./apic.ts";
+import { Blocks } from "./blocks.ts";
+import { Clock } from "./clock.ts";
+import { CR0_BITS, CR4_BITS, type Cpu, type SoftBus, newGeneration, updateMode } from "./cpu.ts";
+import { debugCause, deliver, type Interrupt } from "./exceptions.ts";
+import { X87 } from "./float/x87.ts";
+import { Interpreter } from "./interpreter.ts";
+import {
+  ATTENTION,
+  BUDGET,
+  CPL,
+  CR0,
+  CR3,
+  CR4,
+  CS,
+  CURRENT,
+  DR,
+  DS,
+  EFER,
+  ES,
+  EXIT,
+  FAULT_ERROR,
+  FAULT_VECTOR,
+  FLAGS_SYSTEM,
+  FS,
+  GDTR_BASE,
+  GDTR_LIMIT,
+  GS,
+  IDTR_BASE,
+  IDTR_LIMIT,
+  IRQ_WAITING,
+  MODE,
+  MODE_TF,
+  MXCSR,
+  RBP,
+  RBX,
+  RECORD,
+  REG,
+  RIP,
+  RSI,
+  RSP,
+  SHADOW_RIP,
+  SS,
+  STALE,
+  STOP,
+  TR,
+  X87 as X87_STATE,
+} from "./layout.ts";
+import { Mmu } from "./mmu.ts";
+import { Msrs } from "./msr.ts";
+import { setSegment } from "./segments.ts";
+import { SseSlow } from "./sse-slow.ts";
+import { RFLAGS, State } from "./state.ts";
+import { buildHelpers, type Helper, type HelperCall } from "./system.ts";
+
+/** Instructions between two looks at the clock when no timer runs, and the least with one about to fire. */
+const LONG_SLICE = 2_000_000;
+const SHORT_SLICE = 2_000;
+/** Longest sleep in HLT without a timer, in ms: a lost wake-up then costs this much, not a hang. */
+const LONGEST_SLEEP = 1000;
+
+export interface SoftVcpuOptions {
+  memory: WebAssembly.Memory;
+  ramBytes: number;
+  bus: SoftBus;
+  log(message: string): void;
+}
+
+/** Counters of a vCPU since it was made. */
+export interface SoftVcpuStats {
+  instructions: number;
+  blocksDecoded: number;
+  instructionsDecoded: number;
+  pagesDropped: number;
+  arenaFlushes: number;
+  slowAccesses: number;
+  exits: Record<string, number>;
+}
+
+export class SoftVcpu {
+  readonly state: State;
+  readonly cpu: Cpu;
+  readonly interpreter: Interpreter;
+  private readonly helpers: (Helper | undefined)[];
+  private readonly call: HelperCall;
+  private readonly exits = new Map<number, number>();
+  private readonly reported = new Set<string>();
+  private retired = 0;
+  /** Instructions per nanosecond, estimated from finished slices. */
+  private speed = 0.1;
+  private end: VcpuEnd | undefined;
+
+  constructor(private readonly options: SoftVcpuOptions) {
+    const { memory, ramBytes, bus } = options;
+    const state = new State(memory);
+    this.state = state;
+    const clock = new Clock(state, ramBytes);
+    const apic = new Apic(state, clock, 0);
+    const mmu = new Mmu(
+      state,
+      ramBytes,
+      {
+        read: (gpa, size) => this.physicalRead(gpa, size),
+        write: (gpa, size, value) => this.physicalWrite(gpa, size, value),
+      },
+      (page, from, to) => this.cpu.blocks.written(page, from, to),
+    );
+    this.interpreter = new Interpreter(memory, {
+      helper: (descriptor, record) => this.helper(descriptor, record),
+      slow: (low, high, descriptor) => mmu.slow(low, high, descriptor),
+      commit: (low, high, size) => mmu.commit(low, high, size),
+    });
+    const blocks = new Blocks(
+      state,
+      mmu,
+      this.interpreter,
+      (kind) => this.fpuUsable(kind),
+      (bytes) => this.unknownInstruction(bytes),
+    );
+    const x87 = new X87(new DataView(memory.buffer, X87_STATE, 160), {
+      flags: {
+        get: () => state.rflags,
+        set: (zf, pf, cf) => {
+          const clear = RFLAGS.OF | RFLAGS.SF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.PF | RFLAGS.CF;
+          state.rflags = (state.rflags & ~clear) | (zf << 6) | (pf << 2) | cf;
+        },
+      },
+      setAx: (value) => state.view.setUint16(0, value, true),
+    });
+    this.cpu = {
+      state,
+      mmu,
+      blocks,
+      apic,
+      clock,
+      bus,
+      x87,
+      sse: new SseSlow(memory),
+      generation: 0,
+      log: (message) => this.report(message),
+    };
+    const msrs = new Msrs(this.cpu);
+    this.helpers = buildHelpers();
+    this.call = { cpu: this.cpu, msrs, record: 0, size: 4, mem: false, addr32: false, mode64: true, rep: 0 };
+    this.reset();
+  }
+
+  /** Register values after INIT that boot registers do not name. */
+  private reset(): void {
+    const { state, cpu } = this;
+    cpu.x87.reset();
+    state.set(MXCSR, 0x1f80);
+    state.rflags = 2;
+    state.set64(DR + 32, 0xffff_0ff0n);
+    state.set64(DR + 40, 0x400n);
+    state.set64(SHADOW_RIP, ~0n & 0xffff_ffff_ffff_ffffn);
+    updateMode(cpu);
+  }
+
+  setBootRegisters(r: BootRegisters): void {
+    const { state, cpu } = this;
+    state.rip = r.rip;
+    state.set64(RSP, r.rsp);
+    state.set64(RBP, r.rbp);
+    state.set64(RSI, r.rsi);
+    state.set64(RBX, r.rbx);
+    state.set64(CR0, r.cr0);
+    state.set64(CR3, r.cr3);
+    state.set64(CR4, r.cr4);
+    state.set64(EFER, r.efer);
+    const put = (segment: number, s: Segment) =>
+      setSegment(cpu, segment, { selector: s.selector, base: s.base, limit: s.limit, attr: s.flags });
+    put(CS, r.cs);
+    for (const s of [ES, DS, FS, GS, SS]) put(s, r.data);
+    put(TR, r.tr);
+    state.set64(GDTR_BASE, r.gdt.base);
+    state.set(GDTR_LIMIT, r.gdt.limit);
+    state.set64(IDTR_BASE, r.idt.base);
+    state.set(IDTR_LIMIT, r.idt.limit);
+    state.set(CPL, r.cs.selector & 3);
+    newGeneration(cpu);
+  }
+
+  stats(): SoftVcpuStats {
+    const { blocks, mmu } = this.cpu;
+    const names = Object.entries(EXIT);
+    return {
+      instructions: this.retired,
+      blocksDecoded: blocks.decoded,
+      instructionsDecoded: blocks.instructions,
+      pagesDropped: blocks.dropped,
+      arenaFlushes: blocks.flushes,
+      slowAccesses: mmu.misses,
+      exits: Object.fromEntries(names.map(([name, code]) => [name, this.exits.get(code) ?? 0])),
+    };
+  }
+
+  /** Runs until the vCPU stops for good. Blocks the thread. */
+  run(): VcpuEnd {
+    this.end = undefined;
+    for (;;) {
+      if (Atomics.load(this.state.i32, ATTENTION >> 2) !== 0) this.attend();
+      if (this.end) return this.end;
+      this.step();
+      if (this.end) return this.end;
+    }
+  }
+
+  /** Ends {@link run} from within (a bus callback, a fatal fault). */
+  stop(end: VcpuEnd): void {
+    this.end = end;
+    Atomics.store(this.state.i32, ATTENTION >> 2, -1);
+  }
+
+  // --- running -----------------------------------------------------------------------------------
+
+  private step(): void {
+    const { state } = this;
+    const low = state.get(RIP);
+    const high = state.get(RIP + 4);
+    const record = this.cpu.blocks.at(low, high);
+    if (record === 0) {
+      this.deliverFault();
+      return;
+    }
+    state.set(REG.vbase, low & ~0xfff);
+    state.set(REG.vbase + 4, high);
+    const slice = this.slice();
+    state.set(BUDGET, slice);
+    const trap = (state.get(MODE) & MODE_TF) !== 0;
+    if (trap) Atomics.store(state.i32, ATTENTION >> 2, -1);
+    const start = performance.now();
+    const code = this.interpreter.enter(record);
+    const done = slice - state.get(BUDGET);
+    this.retired += done;
+    if (done > 100_000) {
+      const rate = done / ((performance.now() - start) * 1e6);
+      this.speed += (rate - this.speed) / 4;
+    }
+    this.exits.set(code, (this.exits.get(code) ?? 0) + 1);
+    this.leave(code, trap);
+  }
+
+  private leave(code: number, trap: boolean): void {
+    const { state, cpu } = this;
+    switch (code) {
+      case EXIT.attention:
+      case EXIT.decode:
+      case EXIT.changed:
+        if (trap) this.singleStep();
+        return;
+      case EXIT.fault:
+        this.currentRip();
+        this.deliverFault();
+        return;
+      case EXIT.halt:
+        this.halt();
+        return;
+      case EXIT.stale:
+        this.currentRip();
+        return;
+      case EXIT.crossing: {
+        this.currentRip();
+        const record = state.get(CURRENT);
+        const nextLow = (state.get(REG.vbase) + 4096) | 0;
+        const nextHigh = nextLow === 0 ? state.get(REG.vbase + 4) + 1 : state.get(REG.vbase + 4);
+        const page = cpu.mmu.fetchPage(nextLow, nextHigh | 0);
+        if (page < 0) this.deliverFault();
+        else if ((page | 0) !== state.get(record + RECORD.imm)) {
+          // Another page follows now: what was decoded across the boundary is no longer what is there.
+          cpu.blocks.dropRecordPage(record);
+        }
+        return;
+      }
+      default:
+        throw new Error(`interpreter returned ${code}`);
+    }
+  }
+
+  /** Instructions until the run loop should look at the clock again. */
+  private slice(): number {
+    const timer = this.cpu.apic.nextTimer;
+    if (timer === undefined) return LONG_SLICE;
+    const left = Number(timer - this.cpu.clock.now()) * this.speed;
+    return Math.max(SHORT_SLICE, Math.min(LONG_SLICE, Math.floor(left)));
+  }
+
+  /** RIP := the instruction at CURRENT. */
+  private currentRip(): void {
+    const { state } = this;
+    const offset = state.view.getUint16(state.get(CURRENT) + RECORD.offset, true);
+    state.set(RIP, state.get(REG.vbase) | offset);
+    state.set(RIP + 4, state.get(REG.vbase + 4));
+  }
+
+  private helper(descriptor: number, record: number): number {
+    const helper = this.helpers[descriptor & 0xff];
+    if (!helper) throw new Error(`no helper ${descriptor & 0xff}`);
+    const { call } = this;
+    call.record = record;
+    call.size = (descriptor >> 8) & 15;
+    call.mem = (descriptor & 0x1000) !== 0;
+    call.addr32 = (descriptor & 0x2000) !== 0;
+    call.mode64 = (descriptor & 0x4000) !== 0;
+    call.rep = (descriptor >> 16) & 0xff;
+    return helper(call);
+  }
+
+  private fpuUsable(kind: "x87" | "mmx" | "sse"): boolean {
+    const { state } = this;
+    if (state.get(CR0) & (CR0_BITS.EM | CR0_BITS.TS)) return false;
+    return kind !== "sse" || (state.get(CR4) & CR4_BITS.OSFXSR) !== 0;
+  }
+
+  // --- interrupts and exceptions -------------------------------------------------------------------
+
+  private deliverFault(): void {
+    const { state } = this;
+    this.deliver({
+      vector: state.get(FAULT_VECTOR),
+      error: state.get(FAULT_ERROR),
+      software: false,
+      external: false,
+    });
+  }
+
+  private deliver(i: Interrupt): void {
+    if (deliver(this.cpu, i)) return;
+    this.stop({ kind: "shutdown", detail: `triple fault; ${this.describe()}` });
+  }
+
+  private singleStep(): void {
+    const BS = 0x4000n;
+    debugCause(this.cpu, BS);
+    this.deliver({ vector: 1, error: -1, software: false, external: false });
+  }
+
+  /** Looks at everything that ATTENTION can mean. */
+  private attend(): void {
+    const { state, cpu } = this;
+    const { i32 } = state;
+    if (this.end) return;
+    Atomics.store(i32, ATTENTION >> 2, 0);
+    if (Atomics.load(i32, STOP >> 2)) {
+      this.end = { kind: "stopped" };
+      return;
+    }
+    if (Atomics.load(i32, STALE >> 2)) cpu.blocks.dropStale();
+    cpu.apic.collectEdges();
+    cpu.apic.poll();
+    // Raising an interrupt asks for attention: that is being paid right now.
+    Atomics.store(i32, ATTENTION >> 2, 0);
+    if (Atomics.load(i32, STOP >> 2)) Atomics.store(i32, ATTENTION >> 2, -1);
+    const vector = cpu.apic.pending();
+    state.set(IRQ_WAITING, vector >= 0 ? 1 : 0);
+    if (vector < 0 || !(state.get(FLAGS_SYSTEM) & RFLAGS.IF)) return;
+    if (state.rip === state.get64(SHADOW_RIP)) {
+      this.shadowStep();
+      return;
+    }
+    cpu.apic.acknowledge(vector);
+    state.set(IRQ_WAITING, cpu.apic.pending() >= 0 ? 1 : 0);
+    this.deliver({ vector, error: -1, software: false, external: true });
+    // Another one may follow as soon as the handler allows it; IRQ_WAITING has it.
+  }
+
+  /** One instruction runs before interrupts are recognised: the shadow of STI and of MOV SS. */
+  private shadowStep(): void {
+    const { state } = this;
+    state.set64(SHADOW_RIP, ~0n & 0xffff_ffff_ffff_ffffn);
+    const mode = state.get(MODE);
+    // A block of one instruction, without the trap that single-stepping would add.
+    state.set(MODE, mode | MODE_TF);
+    const low = state.get(RIP);
+    const high = state.get(RIP + 4);
+    const record = this.cpu.blocks.at(low, high);
+    if (record === 0) {
+      state.set(MODE, mode);
+      this.deliverFault();
+      return;
+    }
+    Atomics.store(state.i32, ATTENTION >> 2, -1);
+    state.set(REG.vbase, low & ~0xfff);
+    state.set(REG.vbase + 4, high);
+    state.set(BUDGET, 1);
+    const code = this.interpreter.enter(record);
+    this.retired++;
+    updateMode(this.cpu);
+    Atomics.store(state.i32, ATTENTION >> 2, -1);
+    this.leave(code, (mode & MODE_TF) !== 0);
+  }
+
+  /** HLT: sleeps until an interrupt, the timer, or a stop request. */
+  private halt(): void {
+    const { state, cpu } = this;
+    const { i32 } = state;
+    for (;;) {
+      cpu.apic.collectEdges();
+      cpu.apic.poll();
+      const wake = cpu.apic.pending() >= 0 && (state.get(FLAGS_SYSTEM) & RFLAGS.IF) !== 0;
+      if (wake || this.end || Atomics.load(i32, STOP >> 2)) {
+        Atomics.store(i32, ATTENTION >> 2, -1);
+        return;
+      }
+      if (Atomics.load(i32, STALE >> 2)) cpu.blocks.dropStale();
+      Atomics.store(i32, ATTENTION >> 2, 0);
+      // Whoever raises something after this point makes ATTENTION -1, and the wait returns at once.
+      if (this.workArrived()) continue;
+      const timer = cpu.apic.nextTimer;
+      const left = timer === undefined ? LONGEST_SLEEP : Number(timer - cpu.clock.now()) / 1e6;
+      if (left <= 0) continue;
+      Atomics.wait(i32, ATTENTION >> 2, 0, Math.min(left, LONGEST_SLEEP));
+    }
+  }
+
+  private workArrived(): boolean {
+    return this.cpu.apic.edgesWaiting() || Atomics.load(this.state.i32, STOP >> 2) !== 0;
+  }
+
+  // --- physical accesses outside RAM -----------------------------------------------------------------
+
+  private physicalRead(gpa: number, size: number): number {
+    const { apic } = this.cpu;
+    if (apic.ownsLapic(gpa)) return apic.mmioRead(gpa);
+    if (apic.ownsIoapic(gpa)) return apic.ioapicRead(gpa);
+    return this.options.bus.mmioRead(gpa, size);
+  }
+
+  private physicalWrite(gpa: number, size: number, value: number): void {
+    const { apic } = this.cpu;
+    if (apic.ownsLapic(gpa)) apic.mmioWrite(gpa, value);
+    else if (apic.ownsIoapic(gpa)) apic.ioapicWrite(gpa, value | 0);
+    else this.options.bus.mmioWrite(gpa, size, value);
+  }
+
+  // --- reports -----------------------------------------------------------------------------------
+
+  /** Logs a message once. */
+  private report(message: string): void {
+    if (this.reported.has(message)) return;
+    this.reported.add(message);
+    this.options.log(message);
+  }
+
+  private unknownInstruction(bytes: Uint8Array): void {
+    const hex = [...bytes].map((b) => b.toString(16).padStart(2, "0")).join(" ");
+    const key = hex.slice(0, 11);
+    if (this.reported.has(key)) return;
+    this.reported.add(key);
+    this.options.log(`#UD: no instruction for bytes ${hex} at RIP 0x${this.state.rip.toString(16)}`);
+  }
+
+  /** Registers, for an error report. */
+  describe(): string {
+    const { state } = this;
+    const hex = (v: bigint) => v.toString(16).padStart(16, "0");
+    const names = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"];
+    const gprs = Array.from({ length: 16 }, (_, i) => `${names[i] ?? `r${i}`}=${hex(state.get64(i * 8))}`);
+    return [
+      `rip=${hex(state.rip)} rflags=${(state.rflags >>> 0).toString(16)} cpl=${state.cpl}`,
+      ...gprs,
+      `cr0=${hex(state.get64(CR0))} cr3=${hex(state.get64(CR3))} cr4=${hex(state.get64(CR4))} efer=${hex(state.get64(EFER))}`,
+      `last vector=${state.get(FAULT_VECTOR)} error=${state.get(FAULT_ERROR)}`,
+    ].join(" ");
+  }
+}

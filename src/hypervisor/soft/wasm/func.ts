@@ -1,0 +1,254 @@
+/** The body of one WebAssembly function, written statement by statement from {@link Expr} trees. */
+import { ByteWriter, I32, I64, V128, type ValType } from "./encoding.ts";
+import { c32, type Expr, Local } from "./expr.ts";
+
+/** A function's place in the module's index space, with its signature. */
+export interface FuncRef {
+  readonly index: number;
+  readonly type: number;
+  readonly params: readonly ValType[];
+  readonly results: readonly ValType[];
+}
+
+/** A jump target inside a function. Depths are computed when the branch is written. */
+export interface Label {
+  readonly depth: number;
+}
+
+export class Func {
+  readonly code = new ByteWriter();
+  private readonly extra: ValType[] = [];
+  private readonly free = new Map<ValType, Local[]>();
+  private depth = 0;
+
+  constructor(
+    readonly ref: FuncRef,
+    readonly name: string,
+  ) {}
+
+  param(i: number): Local {
+    const type = this.ref.params[i];
+    if (type === undefined) throw new Error(`${this.name}: no parameter ${i}`);
+    return new Local(type, i);
+  }
+
+  /** A fresh local, zero until set (unless it is a released one: set before use). */
+  local(type: ValType): Local {
+    const reused = this.free.get(type)?.pop();
+    if (reused) return reused;
+    this.extra.push(type);
+    return new Local(type, this.ref.params.length + this.extra.length - 1);
+  }
+
+  /** Gives a local back for later use by `local`. */
+  release(local: Local): void {
+    const list = this.free.get(local.type);
+    if (list) list.push(local);
+    else this.free.set(local.type, [local]);
+  }
+
+  /** Computes `value` now and names it. A constant stays a constant; a local is taken as it is. */
+  let(value: Expr): Expr {
+    if (value.const32 !== undefined || value.const64 !== undefined) return value;
+    const local = this.local(value.type);
+    this.set(local, value);
+    return local;
+  }
+
+  set(local: Local, value: Expr): void {
+    value.emit(this.code);
+    this.code.u8(0x21);
+    this.code.u32(local.index);
+  }
+
+  setGlobal(index: number, value: Expr): void {
+    value.emit(this.code);
+    this.code.u8(0x24);
+    this.code.u32(index);
+  }
+
+  private storeOp(prefix: number, opcode: number, align: number, address: Expr, offset: number, value: Expr): void {
+    address.emit(this.code);
+    value.emit(this.code);
+    if (prefix) {
+      this.code.u8(prefix);
+      this.code.u32(opcode);
+    } else this.code.u8(opcode);
+    this.code.u32(align);
+    this.code.u32(offset);
+  }
+
+  /** Stores the low `size` bytes (1, 2, 4, 8 or 16) of `value`. */
+  store(size: number, address: Expr, offset: number, value: Expr): void {
+    if (value.type === V128) this.storeOp(0xfd, 11, 4, address, offset, value);
+    else if (value.type === I64) {
+      const op = size === 8 ? 0x37 : size === 4 ? 0x3e : size === 2 ? 0x3d : 0x3c;
+      this.storeOp(0, op, Math.log2(size), address, offset, value);
+    } else if (value.type === I32) {
+      const op = size === 4 ? 0x36 : size === 2 ? 0x3b : 0x3a;
+      this.storeOp(0, op, Math.log2(size), address, offset, value);
+    } else this.storeOp(0, size === 8 ? 0x39 : 0x38, Math.log2(size), address, offset, value);
+  }
+
+  atomicStore32(address: Expr, offset: number, value: Expr): void {
+    this.storeOp(0xfe, 0x17, 2, address, offset, value);
+  }
+
+  /** An atomic read-modify-write of `size` bytes; returns the old value in a local of `value`'s type. */
+  atomicRmw(op: "add" | "sub" | "and" | "or" | "xor" | "xchg", size: number, address: Expr, value: Expr): Expr {
+    const first = { add: 0x1e, sub: 0x25, and: 0x2c, or: 0x33, xor: 0x3a, xchg: 0x41 }[op];
+    const sizes = value.type === I32 ? { 4: 0, 1: 2, 2: 3 } : { 8: 1, 1: 4, 2: 5, 4: 6 };
+    const step = (sizes as Record<number, number>)[size];
+    if (step === undefined) throw new Error(`${this.name}: atomic ${op} of ${size} bytes`);
+    this.storeOp(0xfe, first + step, Math.log2(size), address, 0, value);
+    return this.popped(value.type);
+  }
+
+  /** An atomic compare-exchange of `size` bytes; returns the old value. */
+  atomicCmpxchg(size: number, address: Expr, expected: Expr, replacement: Expr): Expr {
+    const sizes = expected.type === I32 ? { 4: 0x48, 1: 0x4a, 2: 0x4b } : { 8: 0x49, 1: 0x4c, 2: 0x4d, 4: 0x4e };
+    const opcode = (sizes as Record<number, number>)[size];
+    if (opcode === undefined) throw new Error(`${this.name}: atomic cmpxchg of ${size} bytes`);
+    address.emit(this.code);
+    expected.emit(this.code);
+    replacement.emit(this.code);
+    this.code.u8(0xfe);
+    this.code.u32(opcode);
+    this.code.u32(Math.log2(size));
+    this.code.u32(0);
+    return this.popped(expected.type);
+  }
+
+  /** Moves the value on the operand stack into a fresh local. */
+  private popped(type: ValType): Local {
+    const local = this.local(type);
+    this.code.u8(0x21);
+    this.code.u32(local.index);
+    return local;
+  }
+
+  if(cond: Expr, then: () => void, otherwise?: () => void): void {
+    cond.emit(this.code);
+    this.code.u8(0x04);
+    this.code.u8(0x40);
+    this.depth++;
+    then();
+    if (otherwise) {
+      this.code.u8(0x05);
+      otherwise();
+    }
+    this.depth--;
+    this.code.u8(0x0b);
+  }
+
+  block(body: (leave: Label) => void): void {
+    this.structured(0x02, body);
+  }
+
+  loop(body: (again: Label) => void): void {
+    this.structured(0x03, body);
+  }
+
+  private structured(opcode: number, body: (label: Label) => void): void {
+    this.code.u8(opcode);
+    this.code.u8(0x40);
+    this.depth++;
+    body({ depth: this.depth });
+    this.depth--;
+    this.code.u8(0x0b);
+  }
+
+  br(label: Label): void {
+    this.code.u8(0x0c);
+    this.code.u32(this.depth - label.depth);
+  }
+
+  brIf(label: Label, cond: Expr): void {
+    cond.emit(this.code);
+    this.code.u8(0x0d);
+    this.code.u32(this.depth - label.depth);
+  }
+
+  brTable(index: Expr, labels: readonly Label[], fallback: Label): void {
+    index.emit(this.code);
+    this.code.u8(0x0e);
+    this.code.u32(labels.length);
+    for (const l of labels) this.code.u32(this.depth - l.depth);
+    this.code.u32(this.depth - fallback.depth);
+  }
+
+  return(value?: Expr): void {
+    value?.emit(this.code);
+    this.code.u8(0x0f);
+  }
+
+  unreachable(): void {
+    this.code.u8(0x00);
+  }
+
+  /** Calls `target` now; its single result, if it has one, in a local. */
+  call(target: FuncRef, ...args: Expr[]): Expr {
+    if (args.length !== target.params.length) throw new Error(`${this.name}: argument count of a call`);
+    for (const a of args) a.emit(this.code);
+    this.code.u8(0x10);
+    this.code.u32(target.index);
+    const result = target.results[0];
+    return result === undefined ? c32(0) : this.popped(result);
+  }
+
+  returnCall(target: FuncRef, ...args: Expr[]): void {
+    for (const a of args) a.emit(this.code);
+    this.code.u8(0x12);
+    this.code.u32(target.index);
+  }
+
+  callIndirect(type: number, result: ValType | undefined, slot: Expr, ...args: Expr[]): Expr {
+    for (const a of args) a.emit(this.code);
+    slot.emit(this.code);
+    this.code.u8(0x11);
+    this.code.u32(type);
+    this.code.u32(0);
+    return result === undefined ? c32(0) : this.popped(result);
+  }
+
+  returnCallIndirect(type: number, slot: Expr, ...args: Expr[]): void {
+    for (const a of args) a.emit(this.code);
+    slot.emit(this.code);
+    this.code.u8(0x13);
+    this.code.u32(type);
+    this.code.u32(0);
+  }
+
+  memoryCopy(dst: Expr, src: Expr, length: Expr): void {
+    dst.emit(this.code);
+    src.emit(this.code);
+    length.emit(this.code);
+    this.code.append(Uint8Array.of(0xfc, 10, 0, 0));
+  }
+
+  memoryFill(dst: Expr, value: Expr, length: Expr): void {
+    dst.emit(this.code);
+    value.emit(this.code);
+    length.emit(this.code);
+    this.code.append(Uint8Array.of(0xfc, 11, 0));
+  }
+
+  /** The finished body: local declarations, code, end. */
+  body(): ByteWriter {
+    const out = new ByteWriter(this.code.length + 32);
+    const runs: { type: ValType; count: number }[] = [];
+    for (const type of this.extra) {
+      const last = runs[runs.length - 1];
+      if (last && last.type === type) last.count++;
+      else runs.push({ type, count: 1 });
+    }
+    out.u32(runs.length);
+    for (const r of runs) {
+      out.u32(r.count);
+      out.u8(r.type);
+    }
+    out.append(this.code.view());
+    out.u8(0x0b);
+    return out;
+  }
+}

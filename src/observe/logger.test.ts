@@ -1,0 +1,52 @@
+import { afterAll, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { closeFile } from "../platform/files.ts";
+import { callerOrigin, formatTimestamp, Logger, openLog, parseLogLevel } from "./logger.ts";
+
+const dir = mkdtempSync(join(tmpdir(), "sparkler-log-"));
+afterAll(() => rmSync(dir, { recursive: true }));
+
+test("lines have Firecracker's form and the level filters", () => {
+  const path = join(dir, "log");
+  const fd = openLog(path);
+  const plain = new Logger({ id: "vm1", fd, level: "Warn", showLevel: false, showOrigin: false }, "main");
+  plain.warn("one");
+  plain.info("not shown");
+  const full = new Logger({ id: "vm1", fd, level: "Trace", showLevel: true, showOrigin: true }, "vmm");
+  full.trace("two");
+  closeFile(fd);
+  const lines = readFileSync(path, "utf8").split("\n");
+  const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}`;
+  expect(lines[0]).toMatch(new RegExp(`^${stamp} \\[vm1:main\\] one$`));
+  expect(lines[1]).toMatch(
+    new RegExp(`^${stamp} \\[vm1:vmm:TRACE:src/observe/logger\\.test\\.ts:\\d+\\] two$`),
+  );
+  expect(lines.slice(2)).toEqual([""]);
+});
+
+test("Off writes nothing, and a bad descriptor does not throw", () => {
+  const fd = openLog(join(dir, "off"));
+  new Logger({ id: "a", fd, level: "Off", showLevel: true, showOrigin: true }, "main").error("x");
+  closeFile(fd);
+  expect(readFileSync(join(dir, "off"), "utf8")).toBe("");
+  const none = 1_000_000;
+  new Logger({ id: "a", fd: none, level: "Error", showLevel: true, showOrigin: true }, "main").error("x");
+});
+
+test("timestamps keep nine digits", () => {
+  expect(formatTimestamp(new Date(2026, 0, 2, 3, 4, 5, 6).getTime() + 0.5)).toBe(
+    "2026-01-02T03:04:05.006500000",
+  );
+});
+
+test("level names in any case", () => {
+  expect(parseLogLevel("WARNING")).toBe("Warn");
+  expect(parseLogLevel("trace")).toBe("Trace");
+  expect(parseLogLevel("loud")).toBeUndefined();
+});
+
+test("an unknown origin says so", () => {
+  expect(callerOrigin("Error\n    at native")).toBe("unknown");
+});

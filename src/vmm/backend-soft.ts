@@ -1,0 +1,30 @@
+/** The software CPU as a backend of the machine. */
+
+import {
+  createSoftMemory,
+  requestStop,
+  SoftIrqLine,
+  softWriteHook,
+} from "../hypervisor/soft/index.ts";
+import type { Backend } from "./backend.ts";
+
+export const backend: Backend = {
+  createMemory: createSoftMemory,
+  irqLine: (memory, gsi) => new SoftIrqLine(memory, gsi),
+  writeHook: softWriteHook,
+  requestStop,
+  async createVcpu({ memory, ramBytes, pio, mmio, log }) {
+    const { SoftVcpu } = await import("../hypervisor/soft/vcpu.ts");
+    return new SoftVcpu({
+      memory,
+      ramBytes,
+      log,
+      bus: {
+        pioRead: (port, size) => pio.read(port, size),
+        pioWrite: (port, size, value) => pio.write(port, size, value),
+        mmioRead: (gpa, size) => mmio.read(gpa, size),
+        mmioWrite: (gpa, size, value) => mmio.write(gpa, size, value),
+      },
+    });
+  },
+};

@@ -1,0 +1,60 @@
+/**
+ * A CPU backend as the machine builder and the worker threads use it. Workers get a backend by name and load
+ * it themselves: objects with methods do not travel between threads.
+ */
+
+import type { IrqLine } from "../devices/types.ts";
+import type { BootRegisters, VcpuEnd } from "../hypervisor/types.ts";
+import type { WriteHook } from "../memory/guest-memory.ts";
+import type { Bus } from "./bus.ts";
+
+/** Guest RAM: starts `base` bytes into the shared memory's buffer. */
+export interface BackendMemory {
+  readonly memory: WebAssembly.Memory;
+  readonly base: number;
+}
+
+export interface VcpuOptions {
+  readonly memory: WebAssembly.Memory;
+  readonly ramBytes: number;
+  readonly pio: Bus;
+  readonly mmio: Bus;
+  readonly log: (message: string) => void;
+}
+
+export interface Vcpu {
+  setBootRegisters(registers: BootRegisters): void;
+  /** Runs the guest on this thread until it ends. */
+  run(): VcpuEnd;
+  /** Counters for `--timings`, by name. */
+  stats(): Record<string, number>;
+}
+
+export interface Backend {
+  /** RAM of `ramBytes` (a multiple of 64 KiB), zeroed, and whatever the backend keeps beside it. */
+  createMemory(ramBytes: number): BackendMemory;
+  /** Interrupt line `gsi`, for the calling thread. */
+  irqLine(memory: WebAssembly.Memory, gsi: number): IrqLine;
+  /** To be called after a device thread wrote guest RAM, if the backend has to know. */
+  writeHook(memory: WebAssembly.Memory): WriteHook | undefined;
+  /** Any thread: makes {@link Vcpu.run} return `stopped` soon, also from a halted CPU. */
+  requestStop(memory: WebAssembly.Memory): void;
+  createVcpu(options: VcpuOptions): Promise<Vcpu>;
+}
+
+/**
+ * Loads a backend. `name` is `soft`, or the URL of a module whose `backend` export is a {@link Backend}: a
+ * scripted CPU in tests.
+ */
+export async function loadBackend(name: string): Promise<Backend> {
+  if (name === "soft") return (await import("./backend-soft.ts")).backend;
+  const module: unknown = await import(name);
+  if (typeof module !== "object" || module === null || !("backend" in module) || !isBackend(module.backend)) {
+    throw new Error(`${name} is no CPU backend: it has no \`backend\` with a createVcpu method`);
+  }
+  return module.backend;
+}
+
+function isBackend(value: unknown): value is Backend {
+  return typeof value === "object" && value !== null && "createVcpu" in value && "createMemory" in value;
+}

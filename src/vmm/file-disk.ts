@@ -1,0 +1,91 @@
+/** A disk image or block device on the host. */
+
+import type { DiskFile } from "../devices/virtio/block/disk.ts";
+import { SystemError } from "../platform/errno.ts";
+import {
+  blockDeviceSize,
+  closeFile,
+  type FileStatus,
+  fileStatus,
+  openFile,
+  readAt,
+  syncData,
+  tryLock,
+  writeAt,
+} from "../platform/files.ts";
+import { ConfigError } from "./config-error.ts";
+
+/** A backing file, opened and locked. Plain data: threads of one process share the descriptor. */
+export interface OpenDisk {
+  readonly fd: number;
+  /** Bytes. */
+  readonly size: number;
+  /** What the guest reads with GET_ID, 20 bytes: the file's device and inode numbers, as Firecracker does. */
+  readonly id: Uint8Array;
+}
+
+const DISK_ID_BYTES = 20;
+
+/**
+ * Opens the backing file of drive `id`, and keeps another microVM from writing to it. Throws
+ * {@link ConfigError}.
+ */
+export function openDisk(id: string, path: string, readOnly: boolean): OpenDisk {
+  let fd: number;
+  try {
+    // Non-blocking: a FIFO given by mistake must not hang here.
+    fd = openFile(path, { write: !readOnly, nonblock: true });
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    throw new ConfigError(`Unable to open the block device \`${id}\`: ${path}: ${error.message}`);
+  }
+  try {
+    const status = fileStatus(fd);
+    if (status.kind !== "file" && status.kind !== "block") {
+      throw new ConfigError(
+        `The backing file of block device \`${id}\` must be a file or a block device: ${path} is a ${status.kind}`,
+      );
+    }
+    if (!tryLock(fd, readOnly ? "shared" : "exclusive")) {
+      const advice = readOnly ? "Stop that one." : "Stop that one, or use the drive read-only in both.";
+      throw new ConfigError(
+        `The backing file of block device \`${id}\` is in use by another microVM: ${path}. ${advice}`,
+      );
+    }
+    const size = status.kind === "block" ? blockDeviceSize(fd) : status.size;
+    return { fd, size, id: diskId(status) };
+  } catch (error) {
+    closeFile(fd);
+    throw error;
+  }
+}
+
+/** The id of a file: st_dev, st_rdev and st_ino in decimal, cut to 20 bytes. */
+export function diskId(status: Pick<FileStatus, "dev" | "rdev" | "ino">): Uint8Array {
+  const id = new Uint8Array(DISK_ID_BYTES);
+  id.set(new TextEncoder().encode(`${status.dev}${status.rdev}${status.ino}`).subarray(0, DISK_ID_BYTES));
+  return id;
+}
+
+/** Transfers go straight between guest RAM and the file. All methods throw {@link SystemError}. */
+export class FileDisk implements DiskFile {
+  readonly size: number;
+  private readonly fd: number;
+
+  constructor(disk: OpenDisk) {
+    this.fd = disk.fd;
+    this.size = disk.size;
+  }
+
+  readAt(offset: number, into: Uint8Array): number {
+    return readAt(this.fd, into, offset);
+  }
+
+  writeAt(offset: number, from: Uint8Array): number {
+    return writeAt(this.fd, from, offset);
+  }
+
+  sync(): void {
+    syncData(this.fd);
+  }
+}

@@ -1,0 +1,114 @@
+/**
+ * The plan of one microVM's machine: which device lies at which address, has which interrupt and which part of
+ * the shared memory. Plain data, made once by the builder and sent to every thread.
+ */
+
+import { GSI_LEGACY_END, GSI_LEGACY_START, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START } from "../boot/layout.ts";
+import type { VirtioMmioRange } from "../boot/virtio-range.ts";
+import { BOOT_TIMER_SHARED_BYTES } from "../devices/legacy/boot-timer.ts";
+import { I8042_SHARED_BYTES } from "../devices/legacy/i8042.ts";
+import { SERIAL_SHARED_BYTES } from "../devices/legacy/serial.ts";
+import { MMIO_SHARED_BYTES } from "../devices/virtio/mmio/registers.ts";
+import type { GuestMemoryLayout } from "../memory/guest-memory.ts";
+import type { LoggerOptions } from "../observe/logger.ts";
+import { ConfigError } from "./config-error.ts";
+import { DOORBELL_SHARED_BYTES } from "./doorbell.ts";
+import type { OpenDisk } from "./file-disk.ts";
+import { MAILBOX_SHARED_BYTES } from "./mailbox.ts";
+import type { ProgramSpec, SerialSpec } from "./spec.ts";
+
+/** One device behind a virtio-mmio window. */
+export type VirtioDevicePlan =
+  | { kind: "block"; id: string; disk: OpenDisk; readOnly: boolean; cacheType: "Unsafe" | "Writeback" }
+  | { kind: "rng" }
+  | { kind: "console"; program: ProgramSpec };
+
+export interface VirtioPlan extends VirtioMmioRange {
+  /** Start of the transport's registers in {@link MachinePlan.shared}, in bytes. */
+  readonly offset: number;
+  readonly device: VirtioDevicePlan;
+}
+
+export interface MachinePlan {
+  /** See `loadBackend`. */
+  readonly backend: string;
+  readonly memory: WebAssembly.Memory;
+  readonly ram: GuestMemoryLayout;
+  /** All that threads share besides guest RAM. */
+  readonly shared: SharedArrayBuffer;
+  /** eventfd that wakes the vmm thread. */
+  readonly wakeFd: number;
+  /** Byte offsets in `shared`. */
+  readonly doorbell: number;
+  readonly mailboxes: readonly number[];
+  readonly serialOffset: number;
+  readonly i8042Offset: number;
+  readonly bootTimerOffset: number;
+  readonly virtio: readonly VirtioPlan[];
+  readonly serial: SerialSpec;
+  readonly bootTimer: boolean;
+  /** When building began, what the boot timer counts from: Unix time in ms, and CPU time of the process in us. */
+  readonly startedAt: number;
+  readonly startedCpu: number;
+  readonly log: LoggerOptions;
+}
+
+/** As many as there are interrupts for: GSIs 5 to 23. */
+const MAX_VIRTIO = GSI_LEGACY_END - GSI_LEGACY_START + 1;
+
+/** Hands out parts of the shared memory. */
+class SharedLayout {
+  bytes = 0;
+
+  take(size: number): number {
+    const at = this.bytes;
+    // A cache line each, so that threads working on neighbours do not slow each other down.
+    this.bytes += Math.ceil(size / 64) * 64;
+    return at;
+  }
+}
+
+export interface PlanOptions
+  extends Pick<
+    MachinePlan,
+    "backend" | "memory" | "ram" | "wakeFd" | "serial" | "bootTimer" | "startedAt" | "startedCpu" | "log"
+  > {
+  readonly vcpus: number;
+  readonly devices: readonly VirtioDevicePlan[];
+}
+
+/**
+ * Gives every device its place. Virtio devices get windows and interrupts in the order of `devices`, so the
+ * root drive must come first to be `/dev/vda`. Throws {@link ConfigError} if there are too many.
+ */
+export function planMachine(options: PlanOptions): MachinePlan {
+  const { vcpus, devices, ...rest } = options;
+  if (devices.length > MAX_VIRTIO) {
+    throw new ConfigError(
+      `${devices.length} devices asked for: a microVM has room for ${MAX_VIRTIO}. Leave some out.`,
+    );
+  }
+  const layout = new SharedLayout();
+  const doorbell = layout.take(DOORBELL_SHARED_BYTES);
+  const mailboxes = Array.from({ length: vcpus }, () => layout.take(MAILBOX_SHARED_BYTES));
+  const serialOffset = layout.take(SERIAL_SHARED_BYTES);
+  const i8042Offset = layout.take(I8042_SHARED_BYTES);
+  const bootTimerOffset = layout.take(BOOT_TIMER_SHARED_BYTES);
+  const virtio = devices.map((device, i) => ({
+    gpa: VIRTIO_MMIO_START + i * VIRTIO_MMIO_SIZE,
+    size: VIRTIO_MMIO_SIZE,
+    gsi: GSI_LEGACY_START + i,
+    offset: layout.take(MMIO_SHARED_BYTES),
+    device,
+  }));
+  return {
+    ...rest,
+    doorbell,
+    mailboxes,
+    serialOffset,
+    i8042Offset,
+    bootTimerOffset,
+    virtio,
+    shared: new SharedArrayBuffer(layout.bytes),
+  };
+}

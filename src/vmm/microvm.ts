@@ -1,0 +1,133 @@
+/** A running microVM, as the main thread holds it: how to stop it and how it ended. */
+
+import type { VcpuEnd } from "../hypervisor/types.ts";
+import { CONTROL_CTRL_ALT_DEL, CONTROL_STOP, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
+import type { VcpuEvent, VmmEvent } from "./messages.ts";
+
+/** How a microVM ended. */
+export interface MicrovmEnd {
+  readonly end: VcpuEnd;
+  /** The last of the serial output, if the machine was told to keep it. */
+  readonly consoleTail: string;
+  /** Counters of the CPU backend. */
+  readonly stats: Readonly<Record<string, number>>;
+}
+
+export interface MicrovmEvents {
+  /** A line from the control port of the guest's init. */
+  onControl?(line: string): void;
+  /** The program's stdout or stderr cannot be written any more. `code` is an errno name. */
+  onOutputBroken?(code: string, message: string): void;
+}
+
+/** How long a vCPU may take to notice a stop request, ms. It polls in much less; this is for a broken one. */
+const STOP_TIMEOUT_MS = 2000;
+
+export interface MicrovmParts {
+  readonly vmm: Worker;
+  readonly vcpus: readonly Worker[];
+  readonly doorbell: Doorbell;
+  readonly requestStop: () => void;
+  /** Releases descriptors. Called once, when all threads are done; not at all if one of them is stuck. */
+  readonly release: () => void;
+}
+
+export class Microvm {
+  /** Settles once, when the guest has ended and all its output is flushed. */
+  readonly ended: Promise<MicrovmEnd>;
+  private settle!: (end: MicrovmEnd) => void;
+  private end: VcpuEnd | undefined;
+  private stats: Record<string, number> = {};
+  private running: number;
+  private finished = false;
+  private stopTimer: ReturnType<typeof setTimeout> | undefined;
+
+  /** The workers must be ready, and the vCPUs told to run. */
+  constructor(
+    private readonly parts: MicrovmParts,
+    private readonly events: MicrovmEvents = {},
+  ) {
+    this.running = parts.vcpus.length;
+    this.ended = new Promise((resolve) => {
+      this.settle = resolve;
+    });
+    parts.vmm.onmessage = ({ data }: MessageEvent<VmmEvent>) => this.vmmEvent(data);
+    parts.vmm.onerror = (event) => this.fail(`the device thread failed: ${event.message}`);
+    for (const vcpu of parts.vcpus) {
+      vcpu.onmessage = ({ data }: MessageEvent<VcpuEvent>) => this.vcpuEvent(data);
+      vcpu.onerror = (event) => this.fail(`a vCPU thread failed: ${event.message}`);
+    }
+  }
+
+  /** Ends the guest as pulling the plug does. Output up to now is still flushed. */
+  stop(): void {
+    if (this.finished) return;
+    this.parts.requestStop();
+    this.stopTimer ??= setTimeout(() => {
+      this.fail(
+        this.running > 0
+          ? "a vCPU did not stop when asked to"
+          : "the last output of the guest is lost: its reader does not read",
+      );
+    }, STOP_TIMEOUT_MS);
+  }
+
+  /** Presses Ctrl-Alt-Del: a guest with an init that listens shuts down in order. */
+  sendCtrlAltDel(): void {
+    if (this.finished) return;
+    this.parts.doorbell.ring(SLOT_CONTROL, CONTROL_CTRL_ALT_DEL);
+  }
+
+  private vcpuEvent(event: VcpuEvent): void {
+    if (event.kind === "failed") {
+      this.fail(event.message);
+    } else if (event.kind === "end") {
+      this.stats = event.stats;
+      this.end ??= event.end;
+      this.running--;
+      if (this.running === 0) {
+        // Output may take as long as its reader does; only a further stop() sets a limit to that.
+        clearTimeout(this.stopTimer);
+        this.stopTimer = undefined;
+        this.parts.doorbell.ring(SLOT_CONTROL, CONTROL_STOP);
+      } else {
+        this.stop();
+      }
+    }
+  }
+
+  private vmmEvent(event: VmmEvent): void {
+    switch (event.kind) {
+      case "control":
+        this.events.onControl?.(event.line);
+        break;
+      case "output-broken":
+        this.events.onOutputBroken?.(event.code, event.message);
+        break;
+      case "stopped":
+        this.finish(this.end ?? { kind: "stopped" }, event.consoleTail);
+        this.parts.release();
+        break;
+      case "failed":
+        this.fail(event.message);
+        break;
+    }
+  }
+
+  /** A thread is broken, so nothing can be asked of it any more. */
+  private fail(detail: string): void {
+    this.finish({ kind: "error", detail }, "");
+  }
+
+  private finish(end: VcpuEnd, consoleTail: string): void {
+    if (this.finished) return;
+    this.finished = true;
+    clearTimeout(this.stopTimer);
+    for (const worker of [this.parts.vmm, ...this.parts.vcpus]) {
+      worker.onmessage = null;
+      worker.onerror = null;
+      worker.terminate();
+    }
+    this.settle({ end, consoleTail, stats: this.stats });
+  }
+}

@@ -1,0 +1,57 @@
+/** What a microVM is to be made of: the outcome of a configuration file or of `sparkler run`'s flags. */
+
+import type { LoggerOptions } from "../observe/logger.ts";
+
+export interface DriveSpec {
+  /** Name in log lines. */
+  readonly id: string;
+  readonly path: string;
+  readonly readOnly: boolean;
+  /** True: the kernel is told to mount it as root. */
+  readonly root: boolean;
+  /** `root=PARTUUID=` instead of `/dev/vda`. */
+  readonly partuuid?: string | undefined;
+  /** `Writeback`: FLUSH reaches the storage device before it completes. `Unsafe`: FLUSH does nothing. */
+  readonly cacheType: "Unsafe" | "Writeback";
+}
+
+/** Where the first serial port is connected to. */
+export interface SerialSpec {
+  /** Descriptor that gets the output; undefined: the output is thrown away. */
+  readonly outputFd?: number | undefined;
+  /** Descriptor whose bytes are typed at the port. */
+  readonly inputFd?: number | undefined;
+  /** Keep the last output, for a message about a guest that died. */
+  readonly keepTail?: boolean | undefined;
+}
+
+/** Descriptors of a program run by `sparkler run`. */
+export interface ProgramSpec {
+  readonly stdinFd: number;
+  readonly stdoutFd: number;
+  readonly stderrFd: number;
+}
+
+export interface MachineSpec {
+  readonly vcpus: number;
+  readonly memMib: number;
+  /** Open kernel file: vmlinux or bzImage. */
+  readonly kernel: FileSource;
+  /** Initrd files and archives, concatenated. */
+  readonly initrd: readonly (FileSource | Uint8Array)[];
+  /** Boot arguments; the root device and `pci=off` are added. Undefined: Firecracker's default line. */
+  readonly bootArgs?: string | undefined;
+  readonly drives: readonly DriveSpec[];
+  readonly entropy: boolean;
+  readonly serial: SerialSpec;
+  /** Ports for a guest program's stdin, stdout, stderr and exit status. */
+  readonly program?: ProgramSpec | undefined;
+  readonly bootTimer: boolean;
+  readonly log: LoggerOptions;
+}
+
+/** An open file and the name it was opened by, for messages. */
+export interface FileSource {
+  readonly fd: number;
+  readonly path: string;
+}

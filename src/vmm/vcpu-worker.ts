@@ -1,0 +1,66 @@
+/** Worker of one vCPU: builds the CPU and its buses, then runs the guest until it ends. */
+
+import type { VcpuEnd } from "../hypervisor/types.ts";
+import { Logger } from "../observe/logger.ts";
+import { type Backend, loadBackend, type Vcpu } from "./backend.ts";
+import type { MachinePlan } from "./machine.ts";
+import { describeFailure, type VcpuCommand, type VcpuEvent } from "./messages.ts";
+import { createVcpuBus } from "./vcpu-bus.ts";
+
+declare const self: Worker;
+
+const post = (event: VcpuEvent) => self.postMessage(event);
+
+/** The guest's reset, seen by a device while the CPU is in the middle of a port write. */
+let resetRequested = false;
+
+async function createVcpu(plan: MachinePlan, index: number): Promise<Vcpu> {
+  const backend: Backend = await loadBackend(plan.backend);
+  const log = new Logger(plan.log, `fc_vcpu ${index}`);
+  const { pio, mmio } = createVcpuBus({
+    plan,
+    index,
+    irqLine: (gsi) => backend.irqLine(plan.memory, gsi),
+    onReset: () => {
+      resetRequested = true;
+      backend.requestStop(plan.memory);
+    },
+    onBoot: () => log.info(bootTime(plan)),
+  });
+  return backend.createVcpu({
+    memory: plan.memory,
+    ramBytes: plan.ram.size,
+    pio,
+    mmio,
+    log: (message) => log.warn(message),
+  });
+}
+
+/** Firecracker's line: wall time since the machine was built, and CPU time that the process used for it. */
+function bootTime(plan: MachinePlan): string {
+  const wall = Math.round((performance.timeOrigin + performance.now() - plan.startedAt) * 1000);
+  const { user, system } = process.cpuUsage();
+  const cpu = user + system - plan.startedCpu;
+  const ms = (us: number) => Math.floor(us / 1000);
+  const column = (us: number) => String(us).padStart(6);
+  return `Guest-boot-time = ${column(wall)} us ${ms(wall)} ms, ${column(cpu)} CPU us ${ms(cpu)} CPU ms`;
+}
+
+let vcpu: Vcpu | undefined;
+
+self.onmessage = async ({ data }: MessageEvent<VcpuCommand>) => {
+  try {
+    if (data.kind === "start") {
+      vcpu = await createVcpu(data.plan, data.index);
+      post({ kind: "ready" });
+      return;
+    }
+    if (vcpu === undefined) throw new Error("a vCPU was told to run before it was built");
+    vcpu.setBootRegisters(data.registers);
+    const end = vcpu.run();
+    const reason: VcpuEnd = end.kind === "stopped" && resetRequested ? { kind: "reset" } : end;
+    post({ kind: "end", end: reason, stats: vcpu.stats() });
+  } catch (error) {
+    post({ kind: "failed", message: describeFailure(error) });
+  }
+};

@@ -1,0 +1,161 @@
+/**
+ * The vmm thread: every device's back end runs here, one at a time, and it sleeps in epoll_wait when there is
+ * nothing to do.
+ */
+
+import { I8042_GSI, SERIAL_GSI } from "../boot/layout.ts";
+import { I8042Back } from "../devices/legacy/i8042.ts";
+import { SerialBack } from "../devices/legacy/serial.ts";
+import type { VirtioDevice } from "../devices/virtio/device.ts";
+import { createMmio, type MmioBack } from "../devices/virtio/mmio/back.ts";
+import { GuestMemory } from "../memory/guest-memory.ts";
+import { Logger } from "../observe/logger.ts";
+import { EPOLLIN, Epoll } from "../platform/epoll.ts";
+import { EventFd } from "../platform/eventfd.ts";
+import type { Backend } from "./backend.ts";
+import {
+  CONTROL_CTRL_ALT_DEL,
+  CONTROL_STOP,
+  Doorbell,
+  SLOT_CONTROL,
+  SLOT_MAILBOX,
+  SLOT_SERIAL,
+  SLOT_VIRTIO,
+} from "./doorbell.ts";
+import type { MachinePlan, VirtioDevicePlan } from "./machine.ts";
+import { Mailbox } from "./mailbox.ts";
+import type { VmmEvent } from "./messages.ts";
+import { ProgramConsole } from "./program-console.ts";
+import { SerialPort } from "./serial-port.ts";
+import { createVirtioDevice } from "./virtio-devices.ts";
+
+/** Looks at the doorbell after work before sleeping: about 50 us, what a wake-up would cost. */
+const SPIN_ROUNDS = 20_000;
+/** Turns with work in a row before descriptors get a look. */
+const MAX_BUSY_TURNS = 32;
+
+export class VmmThread {
+  private readonly epoll = new Epoll();
+  private readonly doorbell: Doorbell;
+  private readonly mailboxes: Mailbox[];
+  private readonly serial: SerialPort;
+  private readonly keyboard: I8042Back;
+  private readonly virtio: MmioBack[] = [];
+  private readonly log: Logger;
+  private program: ProgramConsole | undefined;
+  private stopping = false;
+  private busyTurns = 0;
+
+  constructor(plan: MachinePlan, backend: Backend, post: (event: VmmEvent) => void) {
+    this.log = new Logger(plan.log, "fc_vmm");
+    const { shared } = plan;
+    const wake = new EventFd(plan.wakeFd);
+    this.epoll.watch(wake.fd, EPOLLIN, () => wake.clear());
+    this.doorbell = new Doorbell(shared, plan.doorbell, wake);
+    this.mailboxes = plan.mailboxes.map((offset, i) => new Mailbox(shared, offset, i, this.doorbell));
+
+    const irqLine = (gsi: number) => backend.irqLine(plan.memory, gsi);
+    const serialBack = new SerialBack(shared, plan.serialOffset, irqLine(SERIAL_GSI));
+    this.serial = new SerialPort(this.epoll, plan.serial, serialBack, (what) => this.log.warn(what));
+    this.keyboard = new I8042Back(shared, plan.i8042Offset, irqLine(I8042_GSI));
+
+    const memory = new GuestMemory(plan.ram);
+    const hook = backend.writeHook(plan.memory);
+    if (hook !== undefined) memory.setWriteHook(hook);
+    for (const [i, { device, offset, gsi }] of plan.virtio.entries()) {
+      const slot = SLOT_VIRTIO + i;
+      const requeue = (queue: number) => this.doorbell.ring(slot, queue);
+      const back = createMmio(shared, offset, this.createDevice(device, post), memory, irqLine(gsi), {
+        log: (message) => this.log.warn(message),
+        requeue,
+      });
+      this.virtio.push(back);
+    }
+  }
+
+  private createDevice(plan: VirtioDevicePlan, post: (event: VmmEvent) => void): VirtioDevice {
+    if (plan.kind !== "console") return createVirtioDevice(plan);
+    this.program = new ProgramConsole(this.epoll, plan.program, post);
+    return this.program.device;
+  }
+
+  /** Last of the serial output, if the plan wants it kept. */
+  get consoleTail(): string {
+    return this.serial.tailText;
+  }
+
+  /** Serves the devices until {@link CONTROL_STOP} rings and all output is flushed. */
+  run(): void {
+    this.serial.input?.resume();
+    while (!this.stopping) this.turn();
+    for (const input of [this.serial.input, this.program?.input]) input?.stop();
+    this.serveAll();
+    while (this.serial.hasOutput || this.program?.hasOutput) {
+      this.epoll.wait(-1);
+      this.serveAll();
+    }
+    this.serial.close();
+    this.program?.close();
+    this.epoll.close();
+  }
+
+  private turn(): void {
+    if (this.serve()) {
+      if (this.stopping) return;
+      if (++this.busyTurns < MAX_BUSY_TURNS && this.doorbell.spin(SPIN_ROUNDS)) return;
+    }
+    this.busyTurns = 0;
+    const pump = this.pumpInputs();
+    this.doorbell.sleep((mayBlock) => this.epoll.wait(mayBlock && !pump ? -1 : 0));
+  }
+
+  /** Reads input that is always ready. True if there is more of it. */
+  private pumpInputs(): boolean {
+    let more = false;
+    for (const input of [this.serial.input, this.program?.input]) {
+      if (input?.wantsPump) {
+        input.pump();
+        more ||= input.wantsPump;
+      }
+    }
+    return more;
+  }
+
+  private serveAll(): void {
+    while (this.serve());
+  }
+
+  /** Does all that rang. True if there was something. */
+  private serve(): boolean {
+    const slots = this.doorbell.takeSlots();
+    if (slots === 0) return false;
+    for (let rest = slots; rest !== 0; rest &= rest - 1) {
+      const slot = 31 - Math.clz32(rest & -rest);
+      this.serveSlot(slot, this.doorbell.takeBits(slot));
+    }
+    return true;
+  }
+
+  private serveSlot(slot: number, bits: number): void {
+    if (slot === SLOT_CONTROL) {
+      if (bits & (1 << CONTROL_CTRL_ALT_DEL) && !this.keyboard.sendCtrlAltDel()) {
+        this.log.warn("Ctrl-Alt-Del not sent: the guest does not read its keyboard.");
+      }
+      if (bits & (1 << CONTROL_STOP)) this.stopping = true;
+      return;
+    }
+    if (slot === SLOT_SERIAL) {
+      this.serial.serve();
+      return;
+    }
+    for (let rest = bits; rest !== 0; rest &= rest - 1) {
+      const bit = 31 - Math.clz32(rest & -rest);
+      if (slot === SLOT_MAILBOX) this.mailboxes[bit]?.serve((device, ...call) => this.call(device, call));
+      else this.virtio[slot - SLOT_VIRTIO]?.notify(bit);
+    }
+  }
+
+  private call(device: number, [command, arg0, arg1]: [number, number, number]): void {
+    this.virtio[device]?.handle(command, arg0, arg1);
+  }
+}
