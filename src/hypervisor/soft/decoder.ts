@@ -285,6 +285,9 @@ export class Decoder {
       case "v":
         size = this.size === 1 ? 1 : this.size;
         break;
+      case "far":
+        size = this.size === 2 ? 4 : 6;
+        break;
       case "offset":
         size = mode64 && !this.addr32 ? 8 : 4;
         break;
@@ -300,6 +303,9 @@ export class Decoder {
       this.mem = true;
       this.dispLow = this.word(at);
       this.dispHigh = size === 8 ? this.word(at + 4) : 0;
+    } else if (insn.immediateRule === "far") {
+      this.imm = size === 6 ? this.word(at) : b[at]! | (b[at + 1]! << 8);
+      this.dispLow = b[at + size - 2]! | (b[at + size - 1]! << 8);
     } else if (size === 1) this.imm = (b[at]! << 24) >> 24;
     else if (size === 2) {
       // RET and ENTER take theirs unsigned, everything else is as wide as its operand.

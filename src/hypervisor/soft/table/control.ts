@@ -162,5 +162,6 @@ export const controlInstructions = (): Insn[] => [
   ...insn("into", "ce", "", endHelper(HELPER.into), { end: "indirect", only: "legacy" }),
   ...insn("int1", "f1", "", endHelper(HELPER.int1), { end: "indirect", system: true }),
   ...insn("iret", "cf", "", endHelper(HELPER.iret), { end: "indirect", size: "v", system: true }),
-  ...insn("jmp far", "ea", "", endHelper(HELPER.jmpFar), { end: "indirect", only: "legacy", system: true, size: "v", immediate: "v" }),
+  ...insn("call far", "9a", "", endHelper(HELPER.callFar), { end: "indirect", only: "legacy", system: true, size: "v", immediate: "far" }),
+  ...insn("jmp far", "ea", "", endHelper(HELPER.jmpFar), { end: "indirect", only: "legacy", system: true, size: "v", immediate: "far" }),
 ];

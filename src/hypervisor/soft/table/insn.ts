@@ -19,8 +19,8 @@ export type SizeRule =
   | "d"
   | "q";
 
-/** Immediate bytes after ModRM: none, 1, 2, 2 or 4, 2/4/8, a memory offset of address size, or 2 then 1 (ENTER). */
-export type ImmediateRule = "" | "b" | "w" | "z" | "v" | "offset" | "wb";
+/** Immediate bytes after ModRM: none, 1, 2, 2 or 4, 2/4/8, a memory offset of address size, 2 then 1 (ENTER), offset and selector. */
+export type ImmediateRule = "" | "b" | "w" | "z" | "v" | "offset" | "wb" | "far";
 
 export interface Options {
   /** LOCK is allowed on a memory destination. */
