@@ -24,12 +24,29 @@ export function defaultCacheDir(env: Readonly<Record<string, string | undefined>
   return join(base?.startsWith("/") ? base : join(env.HOME ?? homedir(), ".cache"), "sparkler");
 }
 
+/** Removes what killed runs left in `parent`. */
 function removeStale(parent: string): void {
   for (const name of readdirSync(parent)) {
     if (!name.startsWith(TEMPORARY_PREFIX)) continue;
     const path = join(parent, name);
     const age = Date.now() - (statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
     if (age > STALE_AFTER) rmSync(path, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Makes an empty directory in `parent`, which is made too; the caller removes or renames it. Should the process
+ * be killed first, a later call removes it. @throws ImageError if that place cannot be written to.
+ */
+export function temporaryDirectory(parent: string): string {
+  try {
+    mkdirSync(parent, { recursive: true });
+    removeStale(parent);
+    return mkdtempSync(join(parent, TEMPORARY_PREFIX));
+  } catch (cause) {
+    throw new ImageError(`cannot write to the cache: ${cause instanceof Error ? cause.message : cause}`, {
+      cause,
+    });
   }
 }
 
@@ -42,17 +59,7 @@ export async function cachedDirectory(
   make: (temporary: string) => Promise<void>,
 ): Promise<void> {
   if (existsSync(path)) return;
-  const parent = dirname(path);
-  let temporary: string;
-  try {
-    mkdirSync(parent, { recursive: true });
-    removeStale(parent);
-    temporary = mkdtempSync(join(parent, TEMPORARY_PREFIX));
-  } catch (cause) {
-    throw new ImageError(`cannot write to the cache: ${cause instanceof Error ? cause.message : cause}`, {
-      cause,
-    });
-  }
+  const temporary = temporaryDirectory(dirname(path));
   try {
     await make(temporary);
     try {
@@ -73,9 +80,7 @@ export async function cachedFile(
 ): Promise<void> {
   if (!replace && existsSync(path)) return;
   const content = await make();
-  const parent = dirname(path);
-  mkdirSync(parent, { recursive: true });
-  const temporary = mkdtempSync(join(parent, TEMPORARY_PREFIX));
+  const temporary = temporaryDirectory(dirname(path));
   try {
     const file = join(temporary, basename(path));
     await Bun.write(file, content);

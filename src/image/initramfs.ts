@@ -83,7 +83,7 @@ async function addModules(cpio: CpioWriter, modulesDir: string, modules: readonl
 export async function ensureInitramfs(options: InitramfsOptions): Promise<string> {
   const { kernel, modules = [], cacheDir, progress } = options;
   const key = createHash("sha256")
-    .update(JSON.stringify([LAYOUT, initScript, demoScript, DEFAULT_MODULES, modules]))
+    .update(JSON.stringify([LAYOUT, initScript, demoScript, DEFAULT_MODULES, modules, kernel?.modulesDir]))
     .digest("hex");
   const path = join(cacheDir, "initramfs", `${kernel?.version ?? "builtin"}-${key.slice(0, 16)}.cpio`);
   if (existsSync(path)) return path;

@@ -3,9 +3,9 @@
  * into the cache and unpacked there. Where a package comes from, and whether it is genuine, is apt's business.
  */
 
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
+import { mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
-import type { ImageOptions } from "./cache.ts";
+import { type ImageOptions, temporaryDirectory } from "./cache.ts";
 import { ImageError } from "./errors.ts";
 import type { Step } from "./progress.ts";
 import { type RunResult, run, runOk } from "./spawn.ts";
@@ -89,9 +89,7 @@ export class PackageClient {
    * @throws ImageError if the download fails or the package is damaged.
    */
   async unpack(wanted: PackageVersion, into: string, members: readonly string[]): Promise<void> {
-    const downloads = join(this.options.cacheDir, "apt");
-    mkdirSync(downloads, { recursive: true });
-    const dir = mkdtempSync(join(downloads, "download-"));
+    const dir = temporaryDirectory(join(this.options.cacheDir, "apt"));
     try {
       const file = await this.download(wanted, dir);
       await unpackMembers(file, into, members, this.instead);

@@ -15,7 +15,7 @@ import {
 } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { ensureBusybox, type RootWriter, writeBusyboxRoot } from "./busybox.ts";
-import type { ImageOptions } from "./cache.ts";
+import { type ImageOptions, temporaryDirectory } from "./cache.ts";
 import { ImageError } from "./errors.ts";
 import type { Progress } from "./progress.ts";
 import { runOk } from "./spawn.ts";
@@ -121,8 +121,7 @@ export interface RootfsOptions extends ImageOptions {
 /** Makes an ext4 image with nothing but busybox. @throws ImageError */
 export async function busyboxRootfs(options: RootfsOptions): Promise<void> {
   const binary = await Bun.file(await ensureBusybox(options)).bytes();
-  mkdirSync(options.cacheDir, { recursive: true });
-  const dir = mkdtempSync(join(options.cacheDir, ".new-"));
+  const dir = temporaryDirectory(options.cacheDir);
   try {
     writeBusyboxRoot(directoryWriter(dir), binary);
     await makeExt4(dir, options.out, options.size);

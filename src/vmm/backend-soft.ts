@@ -1,11 +1,6 @@
 /** The software CPU as a backend of the machine. */
 
-import {
-  createSoftMemory,
-  requestStop,
-  SoftIrqLine,
-  softWriteHook,
-} from "../hypervisor/soft/index.ts";
+import { createSoftMemory, requestStop, SoftIrqLine, softWriteHook } from "../hypervisor/soft/index.ts";
 import type { Backend } from "./backend.ts";
 
 export const backend: Backend = {
@@ -15,7 +10,7 @@ export const backend: Backend = {
   requestStop,
   async createVcpu({ memory, ramBytes, pio, mmio, log }) {
     const { SoftVcpu } = await import("../hypervisor/soft/vcpu.ts");
-    return new SoftVcpu({
+    const vcpu = new SoftVcpu({
       memory,
       ramBytes,
       log,
@@ -26,5 +21,14 @@ export const backend: Backend = {
         mmioWrite: (gpa, size, value) => mmio.write(gpa, size, value),
       },
     });
+    return {
+      setBootRegisters: (registers) => vcpu.setBootRegisters(registers),
+      run: () => vcpu.run(),
+      stats() {
+        const { exits, ...counters } = vcpu.stats();
+        const named = Object.entries(exits).map(([reason, count]) => [`exits: ${reason}`, count] as const);
+        return { ...counters, ...Object.fromEntries(named) };
+      },
+    };
   },
 };

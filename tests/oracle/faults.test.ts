@@ -22,7 +22,7 @@ import { CODE, expectTrap, type RunOne, runOne } from "./run-one.ts";
 import { NativeRunner, nativeUnsupported } from "./runner.ts";
 
 const reason = nativeUnsupported();
-if (reason) console.log(`native fault tests skipped: ${reason}`);
+if (reason) console.log(`skip: ${reason}`);
 
 describe.skipIf(reason !== undefined)("exceptions of native cases", () => {
   const runner = reason === undefined ? new NativeRunner() : undefined;

@@ -38,7 +38,7 @@ import { CODE, expectTrap, type RunOne, runOne } from "./run-one.ts";
 import { NativeRunner, NativeRunnerError, nativeUnsupported } from "./runner.ts";
 
 const reason = nativeUnsupported();
-if (reason) console.log(`native runner tests skipped: ${reason}`);
+if (reason) console.log(`skip: ${reason}`);
 
 describe.skipIf(reason !== undefined)("NativeRunner", () => {
   const runner = reason === undefined ? new NativeRunner() : undefined;

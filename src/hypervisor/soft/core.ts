@@ -80,9 +80,10 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
   const direct = m.func("direct", [I32, I32], [I32]);
   const core: Core = { handlerType, helper, slow, commit, dispatch: dispatch.ref, direct: direct.ref };
 
-  const find = buildFind(m);
+  const pseudo = buildPseudo(m, core);
+  const find = buildFind(m, pseudo.stale);
   buildDispatch(dispatch, core, find);
-  buildDirect(direct, core, find);
+  buildDirect(direct, core, find, pseudo.crossing);
   m.export("dispatch", dispatch);
   m.export("direct", direct);
   m.export("find", find);
@@ -92,11 +93,11 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
   enter.unreachable();
   m.export("enter", enter);
 
-  return { core, pseudo: buildPseudo(m, core) };
+  return { core, pseudo };
 }
 
 /** find(rip) -> record of the block at RIP, or 0: execute TLB, then the block table. Never runs anything. */
-function buildFind(m: ModuleBuilder): Func {
+function buildFind(m: ModuleBuilder, stale: number): Func {
   const f = m.func("find", [I64], [I32]);
   const rip = f.param(0);
   const entry = f.let(
@@ -116,7 +117,10 @@ function buildFind(m: ModuleBuilder): Func {
     const at = f.let(i32.shl(slot, c32(4)));
     f.if(
       i32.and(i32.eq(i32.load(at, BLOCK_TABLE), physical), i32.eq(i32.load(at, BLOCK_TABLE + 4), mode)),
-      () => f.return(i32.load(at, BLOCK_TABLE + 8)),
+      () => {
+        const record = f.let(i32.load(at, BLOCK_TABLE + 8));
+        f.return(select(i32.eq(i32.load(record), c32(stale)), c32(0), record));
+      },
     );
     f.set(slot, i32.and(i32.add(slot, c32(1)), c32(BLOCK_ENTRIES - 1)));
     f.set(probes, i32.sub(probes, c32(1)));
@@ -159,7 +163,7 @@ function buildDispatch(f: Func, core: Core, find: Func): void {
   f.unreachable();
 }
 
-function buildDirect(f: Func, core: Core, find: Func): void {
+function buildDirect(f: Func, core: Core, find: Func, crossing: number): void {
   const ip = f.param(0);
   const taken = f.param(1);
   const target = f.local(I64);
@@ -180,7 +184,10 @@ function buildDirect(f: Func, core: Core, find: Func): void {
   // Source and target share a page, virtual and physical: the link stays right whatever is mapped later.
   const record = f.let(f.call(find.ref, rip));
   f.if(i32.eqz(record), () => f.return(c32(EXIT.decode)));
-  f.store(4, i32.add(ip, select(taken, c32(RECORD.taken), c32(RECORD.fallthrough))), 0, record);
+  // All but a block that crosses into the next page: it may be dropped without this page's blocks.
+  f.if(i32.ne(i32.load(record), c32(crossing)), () =>
+    f.store(4, i32.add(ip, select(taken, c32(RECORD.taken), c32(RECORD.fallthrough))), 0, record),
+  );
   runRecord(f, core, record);
   f.unreachable();
 }

@@ -261,6 +261,15 @@ export class Mmu {
     this.i32[JUMP_CACHE >> 2] = 1;
   }
 
+  /** Drops the jump-cache entry of one linear address, of whatever mode. */
+  flushJump(low: number): void {
+    // As core.ts computes it; the index needs only the low 24 bits of the address.
+    const index = (low ^ (low >>> 12)) & (JUMP_ENTRIES - 1);
+    this.i32[(JUMP_CACHE + index * 16 + 8) >> 2] = 0;
+    this.i32[(JUMP_CACHE + index * 16) >> 2] = index === 0 ? 1 : 0;
+    this.i32[(JUMP_CACHE + index * 16 + 4) >> 2] = 0;
+  }
+
   // --- accesses --------------------------------------------------------------------------------
 
   /** The interpreter's slow path: see Core.slow. */

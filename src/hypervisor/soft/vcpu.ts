@@ -247,6 +247,10 @@ export class SoftVcpu {
     const { state, cpu } = this;
     switch (code) {
       case EXIT.attention:
+        // The slice may have ended because a timer is due, which nobody else notices.
+        Atomics.store(state.i32, ATTENTION >> 2, -1);
+        if (trap) this.singleStep();
+        return;
       case EXIT.decode:
       case EXIT.changed:
         if (trap) this.singleStep();
@@ -260,6 +264,7 @@ export class SoftVcpu {
         return;
       case EXIT.stale:
         this.currentRip();
+        cpu.mmu.flushJump(state.get(RIP));
         return;
       case EXIT.crossing: {
         this.currentRip();

@@ -139,7 +139,7 @@ esac
 if [ -c "$ctl" ]; then
   exec 3>"$ctl"
   control=$ctl
-  find_ports || die "the console device has no port${in:- sparkler.stdin}${out:- sparkler.stdout}${err:- sparkler.stderr}"
+  find_ports || die "the console device lacks one of the ports sparkler.stdin, sparkler.stdout and sparkler.stderr"
 fi
 
 ip link set lo up 2>/dev/null

@@ -5,7 +5,6 @@ import {
   c32,
   c64,
   cf64,
-  cv128,
   type Expr,
   f32,
   f32x4,
@@ -22,6 +21,8 @@ import {
   checkInexact,
   elementBytes,
   fastOrSlow,
+  LEAST32,
+  MOST32,
   normalResult,
   ordinary,
   PD,
@@ -34,6 +35,8 @@ import {
   slowResult,
   slowToDestination,
   slowVector,
+  splat32,
+  splat64,
   writeDestination,
 } from "./sse-lanes.ts";
 import { checkPending, enterMmx, lowAddress, SSE, writeMmx } from "./sse-operands.ts";
@@ -69,7 +72,7 @@ const fromInteger =
     );
   };
 
-/** Four 32-bit integers to singles; those below 2^24 convert exactly. */
+/** 32-bit integers to singles, of which the helper converts `lanes`; those below 2^24 convert exactly. */
 function integersToSingles(c: Context, lanes: 2 | 4, value: Expr, write: (v: Expr) => void): void {
   const { f } = c;
   const isExact = () => i32x4.all_true(i32x4.eq(i32x4.shr_s(value, c32(24)), i32x4.shr_s(value, c32(31))));
@@ -104,9 +107,7 @@ const readMmxSource = (c: Context): Expr => {
 };
 
 const cvtpi2ps: Semantics = (c) =>
-  integersToSingles(c, 2, readMmxSource(c), (v) =>
-    c.f.store(8, c.regAddress(), 0, i64x2.extract_lane(v, 0)),
-  );
+  integersToSingles(c, 2, readMmxSource(c), (v) => c.f.store(8, c.regAddress(), 0, i64x2.extract_lane(v, 0)));
 
 const cvtpi2pd: Semantics = (c) => c.writeXmmReg(f64x2.convert_low_i32x4_s(readMmxSource(c)));
 
@@ -121,9 +122,9 @@ const toInteger =
     const source = readSource(c, s);
     const x = s.width === 64 ? source : f.let(f64.promote(source));
     const limit = c.size === 4 ? TWO_31 : TWO_63;
-    const names = truncate
-      ? ([SLOW.truncateToInt32, SLOW.truncateToInt64] as const)
-      : ([SLOW.toInt32, SLOW.toInt64] as const);
+    const [to32, to64] = truncate
+      ? [SLOW.truncateToInt32, SLOW.truncateToInt64]
+      : [SLOW.toInt32, SLOW.toInt64];
     fastOrSlow(
       f,
       (leave) => {
@@ -134,18 +135,15 @@ const toInteger =
         c.operand(0).write(c.size === 4 ? i32.trunc_sat_f64_s(whole) : i64.trunc_sat_f64_s(whole));
       },
       () => {
-        slow(c, names[c.size === 4 ? 0 : 1], s, undefined, source);
+        slow(c, c.size === 4 ? to32 : to64, s, undefined, source);
         c.operand(0).write(slowResult(c.size));
       },
     );
   };
 
-const splat32 = (value: number): Expr => cv128(new Uint8Array(new Float32Array(4).fill(value).buffer));
-const splat64 = (value: number): Expr => cv128(new Uint8Array(new Float64Array(2).fill(value).buffer));
-
 /**
- * Packed floating point to 32-bit integers: CVT(T)PS2DQ, CVT(T)PD2DQ, CVT(T)PS2PI, CVT(T)PD2PI. `lanes` of
- * `source` count, the rest is 0.
+ * Packed floating point to 32-bit integers: CVT(T)PS2DQ, CVT(T)PD2DQ, CVT(T)PS2PI, CVT(T)PD2PI. The
+ * first `lanes` elements of `source` count; the others must be 0.
  */
 function toIntegers(
   c: Context,
@@ -248,12 +246,9 @@ const cvtpd2ps: Semantics = (c) => {
     (leave) => {
       const r = f.let(f32x4.demote_f64x2_zero(source));
       const back = f.let(f64x2.promote_low_f32x4(r));
-      // Ranges are those of singles: what is normal as one.
+      // Normal as singles are, in the two lanes there are.
       const magnitude = f.let(f64x2.abs(back));
-      const normal = v128.and(
-        f64x2.gt(magnitude, splat64(2 ** -126)),
-        f64x2.le(magnitude, splat64(2 ** 128 - 2 ** 104)),
-      );
+      const normal = v128.and(f64x2.gt(magnitude, splat64(LEAST32)), f64x2.le(magnitude, splat64(MOST32)));
       f.brIf(leave, i32.eqz(PD.all(v128.or(normal, f64x2.eq(source, PD.zero)))));
       checkInexact(f, leave, () => PD.all(f64x2.eq(back, source)));
       c.writeXmmReg(r);

@@ -75,13 +75,14 @@ export interface Shape {
   readonly isProduct: (f: Func, x: Expr, y: Expr, product: Expr) => Expr;
 }
 
-const LEAST32 = 2 ** -126;
-const MOST32 = 2 ** 128 - 2 ** 104;
+export const LEAST32 = 2 ** -126;
+export const MOST32 = 2 ** 128 - 2 ** 104;
 const LEAST64 = 2 ** -1022;
 const MOST64 = Number.MAX_VALUE;
 
-const splat32 = (value: number): Expr => cv128(new Uint8Array(new Float32Array(4).fill(value).buffer));
-const splat64 = (value: number): Expr => cv128(new Uint8Array(new Float64Array(2).fill(value).buffer));
+/** The same value in every lane. */
+export const splat32 = (value: number): Expr => cv128(new Uint8Array(new Float32Array(4).fill(value).buffer));
+export const splat64 = (value: number): Expr => cv128(new Uint8Array(new Float64Array(2).fill(value).buffer));
 
 /** The product of two singles is exact as a double. */
 const isProduct32 = (_f: Func, x: Expr, y: Expr, product: Expr): Expr =>

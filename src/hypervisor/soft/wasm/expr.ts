@@ -534,8 +534,6 @@ export const f32x4 = {
   sub: simd2(229),
   mul: simd2(230),
   div: simd2(231),
-  pmin: simd2(234),
-  pmax: simd2(235),
   convert_i32x4_s: simd1(250),
 };
 
@@ -556,7 +554,5 @@ export const f64x2 = {
   sub: simd2(241),
   mul: simd2(242),
   div: simd2(243),
-  pmin: simd2(246),
-  pmax: simd2(247),
   convert_low_i32x4_s: simd1(254),
 };

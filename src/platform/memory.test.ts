@@ -1,0 +1,53 @@
+import { expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { SystemError } from "./errno.ts";
+import { closeFile, openFile } from "./files.ts";
+import { adviseMemory, Mapping, misalignment } from "./memory.ts";
+
+const PAGE = 4096;
+
+test("two mappings of one file are the same bytes, and the file's", () => {
+  const dir = mkdtempSync(join(tmpdir(), "sparkler-mmap-"));
+  try {
+    const path = join(dir, "file");
+    writeFileSync(path, new Uint8Array(PAGE).fill(7));
+    const fd = openFile(path, { write: true });
+    const one = Mapping.shared(fd, PAGE);
+    const two = Mapping.shared(fd, PAGE);
+    closeFile(fd);
+    expect(one.bytes[100]).toBe(7);
+    one.bytes[100] = 9;
+    expect(two.bytes[100]).toBe(9);
+    one.unmap();
+    one.unmap();
+    expect(() => one.bytes).toThrow("after it was unmapped");
+    expect(readFileSync(path)[100]).toBe(9);
+    two.unmap();
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});
+
+test("a mapping that cannot be is told with its errno", () => {
+  try {
+    Mapping.shared(-1, PAGE);
+    throw new Error("it was mapped");
+  } catch (error) {
+    expect(error).toBeInstanceOf(SystemError);
+    expect(error).toMatchObject({ code: "EBADF", call: "mmap" });
+  }
+});
+
+test("anonymous memory is zero, page aligned, and forgets its content when told", () => {
+  const mapping = Mapping.anonymous(4 * PAGE);
+  expect(misalignment(mapping.bytes, PAGE)).toBe(0);
+  expect(misalignment(mapping.bytes.subarray(5), PAGE)).toBe(5);
+  expect(mapping.bytes.every((byte) => byte === 0)).toBe(true);
+  mapping.bytes.fill(1);
+  adviseMemory(mapping.bytes.subarray(PAGE, 2 * PAGE), "dontNeed");
+  expect([0, PAGE, 2 * PAGE - 1, 2 * PAGE].map((at) => mapping.bytes[at])).toEqual([1, 0, 0, 1]);
+  expect(() => adviseMemory(mapping.bytes.subarray(5), "dontNeed")).toThrow("Invalid argument");
+  mapping.unmap();
+});

@@ -1,0 +1,70 @@
+/** Memory mappings (mmap(2)) as byte arrays, and what can be said to the kernel about memory. */
+
+import { type Pointer, ptr, toArrayBuffer } from "bun:ffi";
+import { check, lastErrno, SystemError } from "./errno.ts";
+import { libcKvm } from "./libc-kvm.ts";
+
+const PROT_READ = 1;
+const PROT_WRITE = 2;
+const MAP_SHARED = 0x01;
+const MAP_PRIVATE = 0x02;
+const MAP_ANONYMOUS = 0x20;
+const MAP_NORESERVE = 0x4000;
+/** User addresses lie below this; MAP_FAILED, which is -1, does not. */
+const ADDRESS_LIMIT = 2 ** 47;
+
+/** Advice that {@link adviseMemory} can give (madvise(2)). */
+const ADVICE = { dontNeed: 4, hugePage: 14, noHugePage: 15, dontDump: 16 } as const;
+
+/** A mapping that stays until {@link unmap}: nothing else takes it away. */
+export class Mapping {
+  private address: Pointer | undefined;
+  private view: Uint8Array;
+
+  private constructor(address: Pointer, length: number) {
+    this.address = address;
+    this.view = new Uint8Array(toArrayBuffer(address, 0, length));
+  }
+
+  /** The mapped bytes. Throws after {@link unmap}; views taken before it must not be used after it. */
+  get bytes(): Uint8Array {
+    if (this.address === undefined) throw new Error("memory is used after it was unmapped");
+    return this.view;
+  }
+
+  /** `length` bytes (at most 2 GiB) of `fd` from its start, shared with everyone who maps it. Throws {@link SystemError}. */
+  static shared(fd: number, length: number): Mapping {
+    return Mapping.create(length, MAP_SHARED, fd);
+  }
+
+  /** `length` zero bytes (at most 2 GiB); host memory is taken when they are first touched. Throws {@link SystemError}. */
+  static anonymous(length: number): Mapping {
+    return Mapping.create(length, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+  }
+
+  private static create(length: number, flags: number, fd: number): Mapping {
+    const address = libcKvm().mmap(0, length, PROT_READ | PROT_WRITE, flags, fd, 0);
+    if (address === null || address >= ADDRESS_LIMIT) throw new SystemError("mmap", lastErrno());
+    return new Mapping(address, length);
+  }
+
+  /** Takes the mapping away. Harmless the second time. */
+  unmap(): void {
+    const { address, view } = this;
+    if (address === undefined) return;
+    this.address = undefined;
+    const { length } = view;
+    this.view = new Uint8Array(0);
+    check(libcKvm().munmap(address, length), "munmap");
+  }
+}
+
+/** Bytes by which the host address of `bytes` lies above a multiple of `alignment`, a power of two. */
+export function misalignment(bytes: Uint8Array, alignment: number): number {
+  return ptr(bytes) % alignment;
+}
+
+/** Tells the kernel what is planned with whole pages of memory (madvise(2)). Throws {@link SystemError}. */
+export function adviseMemory(bytes: Uint8Array, advice: keyof typeof ADVICE): void {
+  check(libcKvm().madvise(ptr(bytes), bytes.length, ADVICE[advice]), "madvise");
+}
