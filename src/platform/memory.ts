@@ -44,7 +44,7 @@ export class Mapping {
 
   private static create(length: number, flags: number, fd: number): Mapping {
     const address = libcKvm().mmap(0, length, PROT_READ | PROT_WRITE, flags, fd, 0);
-    if (address === null || address >= ADDRESS_LIMIT) throw new SystemError("mmap", lastErrno());
+    if (typeof address !== "number" || address >= ADDRESS_LIMIT) throw new SystemError("mmap", lastErrno());
     return new Mapping(address, length);
   }
 

@@ -2,6 +2,7 @@
 
 import { createSoftMemory, requestStop, SoftIrqLine, softWriteHook } from "../hypervisor/soft/index.ts";
 import type { Backend } from "./backend.ts";
+import { loadInterpreter } from "./interpreter-cache.ts";
 
 export const backend: Backend = {
   createMemory: createSoftMemory,
@@ -9,8 +10,14 @@ export const backend: Backend = {
   writeHook: softWriteHook,
   requestStop,
   async createVcpu({ memory, ramBytes, pio, mmio, log }) {
-    const { SoftVcpu } = await import("../hypervisor/soft/vcpu.ts");
+    const [{ SoftVcpu }, interpreter] = await Promise.all([
+      import("../hypervisor/soft/vcpu.ts"),
+      loadInterpreter(),
+    ]);
     const vcpu = new SoftVcpu({
+      interpreter,
+      // The engine counts guest RAM as live memory and would let as much garbage pile up before it collects.
+      collectGarbage: () => Bun.gc(true),
       memory,
       ramBytes,
       log,

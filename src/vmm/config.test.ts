@@ -2,20 +2,21 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { closeFile } from "../platform/files.ts";
 import { chooseAccelerator } from "./accel.ts";
-import { configLogger, configToSpec, parseConfig } from "./config.ts";
+import { loggerSettings, parseConfig } from "./config.ts";
+import { Resources } from "./resources.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "sparkler-config-"));
 afterAll(() => rmSync(dir, { recursive: true }));
 const kernel = join(dir, "vmlinux");
 writeFileSync(kernel, "kernel");
+for (const disk of ["a", "b", "root", "data"]) writeFileSync(join(dir, disk), Buffer.alloc(512));
 
 const boot = { kernel_image_path: kernel, boot_args: "console=ttyS0" };
 const drive = (id: string, root = false, more: object = {}) => ({
   drive_id: id,
   is_root_device: root,
-  path_on_host: `/images/${id}`,
+  path_on_host: join(dir, id),
   ...more,
 });
 
@@ -23,10 +24,14 @@ function parse(config: unknown) {
   return parseConfig(JSON.stringify(config));
 }
 
-function convert(config: object) {
-  const spec = configToSpec(parse({ "boot-source": boot, drives: [], ...config }));
-  for (const file of [spec.kernel, ...spec.initrd]) closeFile(file.fd);
-  return spec;
+function configure(config: object) {
+  const resources = new Resources();
+  try {
+    resources.apply(parse({ "boot-source": boot, drives: [], ...config }));
+    return { spec: resources.spec(), json: resources.toJson() };
+  } finally {
+    resources.closeBootFiles();
+  }
 }
 
 describe("schema", () => {
@@ -51,101 +56,142 @@ describe("schema", () => {
       "invalid value: integer `-1`, expected 0 to 255 at /machine-config/vcpu_count",
     ],
     [
+      { "boot-source": boot, drives: [], "machine-config": { vcpu_count: 1, mem_size_mib: 2 ** 64 } },
+      "invalid type: floating point `18446744073709552000`, expected an integer at /machine-config/mem_size_mib",
+    ],
+    [
       { "boot-source": boot, drives: [{ ...drive("a"), cache_type: "None" }] },
       "unknown variant `None`, expected `Unsafe` or `Writeback` at /drives/0/cache_type",
     ],
     [{ "boot-source": boot, drives: {} }, "invalid type: map, expected a sequence at /drives"],
+    [
+      { "boot-source": { kernel_image_path: null }, drives: [] },
+      "invalid type: null, expected a string at /boot-source/kernel_image_path",
+    ],
     [[], "invalid type: sequence, expected an object"],
   ])("%j", (config, message) => {
     expect(() => parse(config)).toThrow(new Error(message));
   });
 
-  test("an unknown top-level key lists the known ones", () => {
-    expect(() => parse({ "boot-source": boot, drives: [], usb: 1 })).toThrow(
-      /^unknown field `usb`, expected one of `boot-source`, `drives`, /,
+  test("an unknown top-level key lists the known ones, also one that every object has", () => {
+    for (const key of ["usb", "toString", "constructor"]) {
+      expect(() => parse({ "boot-source": boot, drives: [], [key]: 1 })).toThrow(
+        new RegExp(`^unknown field \`${key}\`, expected one of \`boot-source\`, \`drives\`, `),
+      );
+    }
+    expect(() => parseConfig('{"boot-source":{"__proto__":{"kernel_image_path":"k"}},"drives":[]}')).toThrow(
+      "unknown field `__proto__`",
     );
   });
 
-  test("text that is no JSON", () => {
+  test("text that is no JSON, or nested without end", () => {
     expect(() => parseConfig("{")).toThrow(/^Invalid JSON: /);
+    expect(() => parseConfig("[".repeat(100_000))).toThrow("Invalid JSON: recursion limit exceeded");
   });
 
-  test("keys not acted on are named, null and empty lists pass", () => {
+  test("what cannot be done is named, null, empty lists and defaults pass", () => {
     const base = { "boot-source": boot, drives: [] };
-    for (const key of ["metrics", "vsock", "network-interfaces", "balloon", "cpu-config", "mmds-config"]) {
-      expect(() => parse({ ...base, [key]: [{}] })).toThrow(`\`${key}\` is not supported yet`);
+    const given = {
+      vsock: { guest_cid: 3, uds_path: "v" },
+      "network-interfaces": [{ iface_id: "1", host_dev_name: "tap0" }],
+      balloon: { amount_mib: 1, deflate_on_oom: true },
+      "cpu-config": "c",
+      "mmds-config": { network_interfaces: ["1"] },
+    };
+    for (const [key, value] of Object.entries(given)) {
+      expect(() => parse({ ...base, [key]: value })).toThrow(`\`${key}\` is not supported yet`);
     }
-    expect(parse({ ...base, vsock: null, "network-interfaces": [], pmem: [] }).drives).toEqual([]);
+    const passes = { vsock: null, "network-interfaces": [], pmem: [], entropy: { rate_limiter: {} } };
+    expect(parse({ ...base, ...passes }).drives).toEqual([]);
   });
 });
 
 describe("machine", () => {
   test("defaults are Firecracker's", () => {
-    expect(convert({})).toMatchObject({ vcpus: 1, memMib: 128, entropy: false, bootArgs: "console=ttyS0" });
+    expect(configure({}).spec).toMatchObject({
+      vcpus: 1,
+      memMib: 128,
+      entropy: false,
+      bootArgs: "console=ttyS0",
+    });
   });
 
   test.each([
     [{ vcpu_count: 0, mem_size_mib: 128 }, "The number of vCPUs must be greater than 0"],
     [{ vcpu_count: 33, mem_size_mib: 128 }, "less than 32"],
-    [{ vcpu_count: 3, mem_size_mib: 128, smt: true }, "even number if SMT is enabled"],
-    [{ vcpu_count: 2, mem_size_mib: 128 }, "2 vCPUs asked for: the software CPU runs 1"],
     [{ vcpu_count: 1, mem_size_mib: 0 }, "The memory size (MiB) is either 0"],
-    [{ vcpu_count: 1, mem_size_mib: 3073 }, "up to 3072 MiB"],
-    [{ vcpu_count: 1, mem_size_mib: 128, huge_pages: "2M" }, "`huge_pages` `2M` is not supported yet"],
-    [{ vcpu_count: 1, mem_size_mib: 128, track_dirty_pages: true }, "`track_dirty_pages` is not supported"],
-    [{ vcpu_count: 1, mem_size_mib: 128, cpu_template: "T2" }, "`cpu_template` `T2` is not supported"],
+    [
+      { vcpu_count: 1, mem_size_mib: 128, smt: true },
+      "`machine-config.smt` is not supported yet. Use `false`.",
+    ],
+    [
+      { vcpu_count: 1, mem_size_mib: 128, huge_pages: "2M" },
+      "`machine-config.huge_pages` `2M` is not supported yet. Use `None`.",
+    ],
+    [
+      { vcpu_count: 1, mem_size_mib: 128, track_dirty_pages: true },
+      "`machine-config.track_dirty_pages` is not",
+    ],
+    [{ vcpu_count: 1, mem_size_mib: 128, cpu_template: "T2" }, "`machine-config.cpu_template` `T2` is not"],
   ])("%j", (machine, message) => {
-    expect(() => convert({ "machine-config": machine })).toThrow(message);
+    expect(() => configure({ "machine-config": machine })).toThrow(message);
   });
 
-  test("a kernel that is not there", () => {
-    expect(() => convert({ "boot-source": { kernel_image_path: join(dir, "none") } })).toThrow(
+  test("a kernel that is not there, a command line that cannot be", () => {
+    expect(() => configure({ "boot-source": { kernel_image_path: join(dir, "none") } })).toThrow(
       new Error("The kernel file cannot be opened: No such file or directory (os error 2)"),
     );
-  });
-
-  test("KVM is refused in words, auto says why it is the software CPU", () => {
-    expect(() => chooseAccelerator("kvm")).toThrow("There is no KVM backend yet");
-    expect(chooseAccelerator("auto")).toEqual({ backend: "soft", reason: "there is no KVM backend yet" });
+    expect(() => configure({ "boot-source": { ...boot, boot_args: "ä" } })).toThrow(
+      "The kernel command line is invalid: ",
+    );
+    expect(() => configure({ "boot-source": { kernel_image_path: "a\0b" } })).toThrow("NUL");
   });
 });
 
 describe("drives", () => {
   test("the root drive comes first, and the same id replaces", () => {
-    const { drives } = convert({
+    const { spec, json } = configure({
       drives: [
         drive("data"),
         drive("root", true, { is_read_only: true }),
         drive("data", false, { partuuid: "x" }),
       ],
     });
-    expect(drives.map((d) => [d.id, d.root, d.readOnly, d.partuuid, d.cacheType])).toEqual([
+    expect(spec.drives.map((d) => [d.id, d.root, d.readOnly, d.partuuid, d.cacheType])).toEqual([
       ["root", true, true, undefined, "Unsafe"],
       ["data", false, false, "x", "Unsafe"],
     ]);
+    expect(json.drives).toMatchObject([{ drive_id: "root" }, { drive_id: "data" }]);
   });
 
   test.each([
     [[drive("a", true), drive("b", true)], "A root block device already exists!"],
     [[drive("a-b")], "can only contain alphanumeric characters and underscores"],
-    [[drive("a", false, { io_engine: "Async" })], "`io_engine` `Async` of drive `a` is not supported yet"],
-    [[drive("a", false, { socket: "/s" })], "`socket` (vhost-user) of drive `a`"],
-    [[drive("a", false, { rate_limiter: {} })], "`rate_limiter` of drive `a`"],
-    [[{ drive_id: "a", is_root_device: false }], "missing field `path_on_host`"],
+    [
+      [drive("a", false, { io_engine: "Async" })],
+      "`drives.0.io_engine` `Async` is not supported yet. Use `Sync`.",
+    ],
+    [[drive("a", false, { socket: "/s" })], "`drives.0.socket` is not supported yet. Leave it out."],
+    [
+      [drive("a", false, { rate_limiter: { ops: { size: 1, refill_time: 1 } } })],
+      "`drives.0.rate_limiter.ops` is not supported yet. Leave it out.",
+    ],
+    [[{ drive_id: "a", is_root_device: false }], "has no path_on_host"],
+    [[drive("none")], "No such file or directory (os error 2)"],
+    [[{ ...drive("a"), path_on_host: "a\0b" }], "NUL"],
   ])("%j", (drives, message) => {
-    expect(() => convert({ drives })).toThrow(message);
+    expect(() => configure({ drives })).toThrow(message);
   });
 });
 
 test("logger settings, with Firecracker's level names", () => {
-  const base = { "boot-source": boot, drives: [] };
   const logger = { log_path: "l", level: "WARNING", show_level: true, show_log_origin: false };
-  expect(configLogger(parse({ ...base, logger }))).toEqual({
-    path: "l",
-    level: "Warn",
-    showLevel: true,
-    showOrigin: false,
-  });
-  expect(configLogger(parse(base))).toEqual({});
-  expect(() => configLogger(parse({ ...base, logger: { level: "loud" } }))).toThrow("unknown variant `loud`");
+  expect(loggerSettings(logger)).toEqual({ path: "l", level: "Warn", showLevel: true, showOrigin: false });
+  expect(loggerSettings(undefined)).toEqual({});
+  expect(() => loggerSettings({ level: "loud" })).toThrow("unknown variant `loud`");
+});
+
+test("KVM is refused in words, auto says why it is the software CPU", () => {
+  expect(() => chooseAccelerator("kvm")).toThrow("There is no KVM backend yet");
+  expect(chooseAccelerator("auto")).toEqual({ backend: "soft", reason: "there is no KVM backend yet" });
 });

@@ -5,6 +5,7 @@ import { SystemError } from "../platform/errno.ts";
 import {
   blockDeviceSize,
   closeFile,
+  duplicateFile,
   type FileStatus,
   fileStatus,
   openFile,
@@ -27,16 +28,16 @@ export interface OpenDisk {
 const DISK_ID_BYTES = 20;
 
 /**
- * Opens the backing file of drive `id`, and keeps another microVM from writing to it. Throws
- * {@link ConfigError}.
+ * Opens the backing file of drive `id`, and keeps another microVM from writing to it. `current` is the file that
+ * the drive has now: it may be the same one, grown. Throws {@link ConfigError}.
  */
-export function openDisk(id: string, path: string, readOnly: boolean): OpenDisk {
+export function openDisk(id: string, path: string, readOnly: boolean, current?: OpenDisk): OpenDisk {
   let fd: number;
   try {
     // Non-blocking: a FIFO given by mistake must not hang here.
     fd = openFile(path, { write: !readOnly, nonblock: true });
   } catch (error) {
-    if (!(error instanceof SystemError)) throw error;
+    if (!(error instanceof SystemError || error instanceof RangeError)) throw error;
     throw new ConfigError(`Unable to open the block device \`${id}\`: ${path}: ${error.message}`);
   }
   try {
@@ -46,7 +47,11 @@ export function openDisk(id: string, path: string, readOnly: boolean): OpenDisk 
         `The backing file of block device \`${id}\` must be a file or a block device: ${path} is a ${status.kind}`,
       );
     }
-    if (!tryLock(fd, readOnly ? "shared" : "exclusive")) {
+    if (current !== undefined && isSameFile(status, fileStatus(current.fd))) {
+      closeFile(fd);
+      // A lock belongs to an opened file, and a second one of the same file would exclude the first.
+      fd = duplicateFile(current.fd);
+    } else if (!tryLock(fd, readOnly ? "shared" : "exclusive")) {
       const advice = readOnly ? "Stop that one." : "Stop that one, or use the drive read-only in both.";
       throw new ConfigError(
         `The backing file of block device \`${id}\` is in use by another microVM: ${path}. ${advice}`,
@@ -58,6 +63,10 @@ export function openDisk(id: string, path: string, readOnly: boolean): OpenDisk 
     closeFile(fd);
     throw error;
   }
+}
+
+function isSameFile(a: FileStatus, b: FileStatus): boolean {
+  return a.dev === b.dev && a.ino === b.ino;
 }
 
 /** The id of a file: st_dev, st_rdev and st_ino in decimal, cut to 20 bytes. */

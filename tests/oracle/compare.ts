@@ -129,8 +129,11 @@ export class Comparison {
     };
     field("end", soft.end(i), native.end(i));
     field("trap", soft.trap(i), native.trap(i));
-    field("error code", errorCode(soft, i), errorCode(native, i));
-    field("cr2", soft.cr2(i), native.cr2(i));
+    // Which of the two pages of a large image is looked at first is the processor's own business.
+    if (!this.isImage() || native.trap(i) !== TRAP_PF) {
+      field("error code", errorCode(soft, i), errorCode(native, i));
+      field("cr2", soft.cr2(i), native.cr2(i));
+    }
     field("rip", soft.rip(i), native.rip(i));
     this.compareGprs(i, out);
     const mask = RFLAGS_COMPARED & ~this.undefinedFlags(i);
@@ -208,6 +211,15 @@ export class Comparison {
         else if (inPage >= PAGE_SIZE - half) same[half - (PAGE_SIZE - inPage)] = 1;
       }
     }
+  }
+
+  /** The memory operand is an FXSAVE, FNSAVE or FNSTENV image. */
+  private isImage(): boolean {
+    const { insn, opcode, modrm, mem } = this.decoded;
+    if (!insn || !mem) return false;
+    if (insn.mnemonic === "fxsave" || insn.mnemonic === "fxrstor") return true;
+    const reg = (modrm >> 3) & 7;
+    return insn.fpu === "x87" && (opcode === 0xd9 || opcode === 0xdd) && (reg === 4 || reg === 6);
   }
 
   private ignoredRanges(): readonly Ignored[] {

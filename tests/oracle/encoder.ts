@@ -40,6 +40,10 @@ export interface Placement {
 /** Operand letters of ModRM.reg. */
 const REG_LETTERS = "GSCDVPZ";
 
+/** F3 means nothing before the form (before LOOPE and LOOPNE it changes the condition on some processors). */
+const ignoresRep = ({ insn, lock }: Form): boolean =>
+  insn.map === 0 && insn.prefix === undefined && !insn.string && !lock && !insn.mnemonic.startsWith("loop");
+
 export class Encoder {
   readonly bytes: number[] = [];
   /** ModRM.reg and ModRM.rm with their REX bits; rm is -1 for a memory operand. */
@@ -82,8 +86,8 @@ export class Encoder {
     if (form.lock) this.prefixes.push(PREFIX_LOCK);
     if (form.rep !== 0) this.prefixes.push(form.rep);
     else if (insn.prefix !== undefined && insn.prefix !== 0) this.prefixes.push(insn.prefix);
-    else if (insn.map === 0 && insn.prefix === undefined && !insn.string && !form.lock && random.oneIn(32)) {
-      // Ignored, as in the "rep ret" and "bnd jmp" that compilers emit.
+    else if (ignoresRep(form) && random.oneIn(32)) {
+      // As in the "rep ret" that compilers emit.
       this.prefixes.push(PREFIX_REP);
     }
     const takesAddress =

@@ -90,7 +90,7 @@ const PRIVILEGED = new Set(
 );
 const UNDEFINED = new Set(["ud0", "ud1", "ud2"]);
 /** A memory operand is an address, or a hint that never faults. */
-const NO_ACCESS = new Set(["lea", "nop"]);
+const NO_ACCESS = new Set(["lea", "nop", "prefetchw"]);
 const STACK = new Set(["push", "pop", "pushf", "popf", "call", "ret", "leave", "enter"]);
 const DIVIDES = new Set(["div", "idiv"]);
 
@@ -105,7 +105,9 @@ function mayFault(insn: Insn, mem: boolean): boolean {
   const { mnemonic } = insn;
   if (!mayRun(insn)) return true;
   if (STACK.has(mnemonic) || DIVIDES.has(mnemonic) || insn.string || mnemonic === "xlatb") return true;
-  return insn.end !== undefined || (mem && !NO_ACCESS.has(mnemonic));
+  // A short branch cannot leave the code page.
+  if (insn.end !== undefined) return insn.immediateRule !== "b";
+  return mem && !NO_ACCESS.has(mnemonic);
 }
 
 function exclusion(insn: Insn): string | undefined {
@@ -124,7 +126,9 @@ function stateKind(insn: Insn): StateKind {
 
 function rowForms(insn: Insn): Form[] {
   if (isX87Row(insn)) return x87Forms(insn);
-  return variants64(insn).map((v) => ({
+  // 66 belongs to the opcode of a row with a mandatory prefix (or none), so it cannot give the size too.
+  const reachable = variants64(insn).filter((v) => v.size !== 2 || insn.sizeRule !== "v" || !isNo66(insn));
+  return reachable.map((v) => ({
     insn,
     name: `${insn.mnemonic} [${insn.text}] size ${v.size}${insn.modrm ? (v.mem ? " mem" : " reg") : ""}${
       v.lock ? " lock" : ""
@@ -141,6 +145,8 @@ function rowForms(insn: Insn): Form[] {
     excluded: exclusion(insn),
   }));
 }
+
+const isNo66 = (insn: Insn): boolean => insn.prefix === 0 || insn.prefix === 0x66;
 
 function x87Forms(insn: Insn): Form[] {
   const forms: Form[] = [];

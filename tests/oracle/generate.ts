@@ -33,6 +33,9 @@ const STACK_IN = new Set(["pop", "popf", "ret"]);
 const BIT_TESTS = new Set(["bt", "bts", "btr", "btc"]);
 const SHIFT_COUNTS = Uint8Array.of(0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255);
 
+/** Longest run of a repeated string instruction. */
+const STRING_BYTES = 64;
+
 const bit = (...registers: number[]): number => registers.reduce((mask, reg) => mask | (1 << reg), 0);
 
 export class Generator {
@@ -116,16 +119,14 @@ export class Generator {
     // The destination is in ES, which an override does not change.
     this.setPointer(cases, i, RSI, this.anyAddress(cases, bytes));
     const source = encoder.segmentBase;
-    encoder.segmentBase = 0n;
-    this.setPointer(cases, i, RDI, this.anyAddress(cases, bytes));
-    encoder.segmentBase = source;
-    if (random.oneIn(8)) {
+    this.setPointer(cases, i, RDI, this.anyAddress(cases, bytes) + source);
+    if (random.oneIn(8) || (form.rep !== 0 && this.aliased(cases, i))) {
       // Overlapping operands: each element sees the ones written before it.
-      const near = cases.gpr(i, RSI) + BigInt(random.below(64) - 32);
-      cases.setGpr64(i, RDI, near);
+      const near = cases.gpr(i, RSI) + source + BigInt(random.below(64) - 32);
+      this.setPointer(cases, i, RDI, near + encoder.segmentBase);
     }
     if (form.rep !== 0) {
-      const count = random.oneIn(4) ? random.below(3) : random.below(1 + 64 / bytes);
+      const count = random.oneIn(4) ? random.below(3) : random.below(1 + STRING_BYTES / bytes);
       cases.setGpr(i, RCX, count, encoder.addr32 ? random.u32() : 0);
     }
     if (form.insn.mnemonic.startsWith("scas") && random.oneIn(2)) {
@@ -142,6 +143,18 @@ export class Generator {
       }
     }
     return bit(RSI, RDI, RCX, RAX);
+  }
+
+  /**
+   * The repeated operands overlap in memory but not in their addresses, since one page is mapped several
+   * times: fast string operations of real processors then do not go element by element.
+   */
+  private aliased(cases: CaseBatch, i: number): boolean {
+    const linear = (reg: number): number => Number(BigInt.asUintN(32, cases.gpr(i, reg)));
+    const distance = linear(RDI) - linear(RSI) - Number(this.encoder.segmentBase);
+    const inPage = ((distance % PAGE_SIZE) + PAGE_SIZE) % PAGE_SIZE;
+    const near = 2 * STRING_BYTES;
+    return (inPage < near || inPage > PAGE_SIZE - near) && Math.abs(distance) >= near;
   }
 
   /** `reg` = address, less the segment base; with 32-bit addresses the upper half is noise. */

@@ -56,6 +56,8 @@ export const READ_WRITE = 2;
 export const PROBE = 3;
 /** Set in the kind of an atomic access. */
 export const LOCKED = 0x100;
+/** Above size and kind: register-file offset of the segment base that the access went through. */
+export const SEGMENT_SHIFT = 20;
 
 /** An integer operand. Values of 1, 2 and 4 bytes are i32 (zero-extended when read), of 8 bytes i64. */
 export interface Operand {
@@ -99,6 +101,8 @@ export class Context {
   readonly size: Size;
   readonly mem: boolean;
   private linear: Expr | undefined;
+  /** The access being emitted goes through SS whatever the record says. */
+  private onStack = false;
 
   constructor(
     readonly core: Core,
@@ -329,11 +333,15 @@ export class Context {
   }
 
   private slow(kind: number, lin: Expr, size: number): Expr {
+    const access = size | ((kind | (this.variant.lock && kind === READ_WRITE ? LOCKED : 0)) << 8);
+    const segment = this.onStack
+      ? c32((REG.segBase + 8 * SS) << SEGMENT_SHIFT)
+      : i32.shl(i32.load16_u(this.ip, RECORD.segment), c32(SEGMENT_SHIFT));
     return this.f.call(
       this.core.slow,
       i32.wrap(lin),
       i32.wrap(i64.shr_u(lin, c64(32))),
-      c32(size | ((kind | (this.variant.lock && kind === READ_WRITE ? LOCKED : 0)) << 8)),
+      i32.or(segment, c32(access)),
     );
   }
 
@@ -387,7 +395,15 @@ export class Context {
   }
 
   checkAlignment(lin: Expr): void {
-    this.f.if(i32.and(i32.wrap(lin), c32(15)), () => this.raise(13, 0));
+    const { f } = this;
+    f.if(i32.and(i32.wrap(lin), c32(15)), () => {
+      // An address that is not canonical faults first: the slow path knows how.
+      f.if(i64.ne(i64.shr_s(i64.shl(lin, c64(16)), c64(16)), lin), () => {
+        f.set(f.local(I32), this.slow(READ, lin, 16));
+        this.leave(EXIT.fault);
+      });
+      this.raise(13, 0);
+    });
   }
 
   // --- stack -----------------------------------------------------------------------------------
@@ -405,14 +421,24 @@ export class Context {
   push(value: Expr, size: Size): void {
     const shared = this.f.let(value);
     const rsp = this.f.let(i64.sub(i64.load(zeroAddress, RSP), c64(size)));
-    this.store(this.f.let(this.stackAddress(rsp)), size, shared);
+    const address = this.f.let(this.stackAddress(rsp));
+    this.throughStack(() => this.store(address, size, shared));
     this.setStackPointer(rsp);
   }
 
   /** Reads the top of the stack, `size` bytes, `above` bytes above RSP. RSP stays. */
   peek(size: Size, above = 0): Expr {
     const rsp = i64.add(i64.load(zeroAddress, RSP), c64(above));
-    return this.load(this.f.let(this.stackAddress(rsp)), size);
+    const address = this.f.let(this.stackAddress(rsp));
+    return this.throughStack(() => this.load(address, size));
+  }
+
+  /** Emits an access through SS: an address that is not canonical is #SS(0), not #GP(0) (SDM vol. 3A, 6.15). */
+  throughStack<T>(access: () => T): T {
+    this.onStack = true;
+    const result = access();
+    this.onStack = false;
+    return result;
   }
 
   /** Adds `bytes` to RSP. */

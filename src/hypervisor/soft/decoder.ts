@@ -245,7 +245,8 @@ export class Decoder {
       this.base = REG.gpr + base * 8;
       stackBased = base === 5;
     }
-    if (stackBased && !mode64 && segment < 0) this.segment = REG.segBase + 8 * SS;
+    // The base of SS is 0 in 64-bit mode, but a fault is then the stack's.
+    if (stackBased && segment < 0) this.segment = REG.segBase + 8 * SS;
     return mod === 0 ? DECODED : this.displacement(mod === 1 ? 1 : 4);
   }
 

@@ -1,6 +1,8 @@
 /** Interrupt and exception delivery, and IRET (SDM vol. 3A, chapter 6). */
 import { ATTR, type Cpu, EFER_BITS, setCpl, setRflags, updateMode } from "./cpu.ts";
+import { READ } from "./context.ts";
 import {
+  BOUNCE,
   CPL,
   CR2,
   CS,
@@ -11,12 +13,14 @@ import {
   FAULT_CR2,
   FAULT_ERROR,
   FAULT_VECTOR,
+  FLAGS_SYSTEM,
   FS,
   GS,
   IDTR_BASE,
   IDTR_LIMIT,
   MODE,
   MODE_64,
+  RIP,
   RSP,
   SEG_ATTR,
   SEG_SELECTOR,
@@ -137,7 +141,10 @@ function deliverOnce(cpu: Cpu, i: Interrupt): boolean {
     state.fault(canonical(rsp) ? 13 : 12, 0);
     return false;
   }
-  if (!mmu.writeLinear(rsp, slot - X87_OPERAND, X87_OPERAND, cpl === 3)) return false;
+  if (!mmu.writeLinear(rsp, slot - X87_OPERAND, X87_OPERAND, cpl === 3)) {
+    mmu.stackFault();
+    return false;
+  }
   if (cpl < outer) setSegment(cpu, SS, { selector: cpl, base: 0n, limit: 0, attr: 0 });
   setCode(cpu, code, cpl);
   setCpl(cpu, cpl);
@@ -191,7 +198,10 @@ export function readStack(cpu: Cpu, size: number, count: number): bigint[] | und
   const { state, mmu } = cpu;
   let rsp = state.get64(RSP);
   if (!(state.get(MODE) & MODE_64)) rsp &= 0xffff_ffffn;
-  if (!mmu.readLinear(rsp, size * count, X87_OPERAND, state.cpl === 3)) return undefined;
+  if (!mmu.readLinear(rsp, size * count, X87_OPERAND, state.cpl === 3)) {
+    mmu.stackFault();
+    return undefined;
+  }
   const out: bigint[] = [];
   for (let i = 0; i < count; i++) {
     const at = X87_OPERAND + i * size;
@@ -213,6 +223,39 @@ export function changeableFlags(cpu: Cpu, size: number): number {
   if (state.cpl === 0) mask |= RFLAGS.IOPL;
   if (state.cpl <= iopl) mask |= RFLAGS.IF;
   return mask;
+}
+
+/**
+ * IRETQ to the segments already loaded, as the kernel returns to itself. Works in 32-bit halves, since Linux
+ * does this 100,000 times in a boot (to serialise after patching code). False: not that simple, nothing done.
+ */
+export function iretSame(cpu: Cpu): boolean {
+  const { state, mmu } = cpu;
+  const low = state.get(RSP);
+  const high = state.get(RSP + 4);
+  if ((low & 0xfff) > 4096 - 40 || !(state.get(MODE) & MODE_64) || state.get(FLAGS_SYSTEM) & RFLAGS.NT) return false;
+  const at = mmu.access(low, high, 8, READ, false, state.cpl === 3);
+  if (at === 0 || at === BOUNCE) return false;
+  const ripHigh = state.get(at + 4);
+  const cs = state.get(at + 8) & 0xffff;
+  if (
+    (ripHigh << 16) >> 16 !== ripHigh ||
+    cs !== state.get(SEG_SELECTOR + 4 * CS) ||
+    (cs & 3) !== state.cpl ||
+    (state.get(at + 32) & 0xffff) !== state.get(SEG_SELECTOR + 4 * SS)
+  ) {
+    return false;
+  }
+  const mask = changeableFlags(cpu, 8) | RFLAGS.RF;
+  const flags = state.get(at + 16);
+  const rsp = state.get(at + 24);
+  const rspHigh = state.get(at + 28);
+  state.set(RIP, state.get(at));
+  state.set(RIP + 4, ripHigh);
+  state.set(RSP, rsp);
+  state.set(RSP + 4, rspHigh);
+  setRflags(cpu, (state.rflags & ~mask) | (flags & mask));
+  return true;
 }
 
 /** IRET with operand size `size` in IA-32e mode. False with the fault noted. */

@@ -72,6 +72,28 @@ export function variants64(insn: Insn): Variant[] {
   return out;
 }
 
+/** Custom section of the module that says which slot holds which handler. */
+const DIRECTORY = "sparkler.handlers";
+
+/**
+ * The interpreter module's bytes: handlers of every form in 64-bit mode, and a directory of them. Building
+ * takes some 100 ms and 60 MiB of garbage, so callers keep the result (see SoftVcpuOptions.interpreter).
+ */
+export function buildInterpreter(): Uint8Array<ArrayBuffer> {
+  const m = new ModuleBuilder(MEMORY);
+  const { core, pseudo } = buildCore(m);
+  m.ownTable(TABLE_SLOTS);
+  const entries: number[] = [];
+  INSTRUCTIONS.forEach((insn, index) => {
+    for (const v of variants64(insn)) {
+      entries.push((index << 7) | variantNumber(v), emitHandler(m, core, insn, v));
+    }
+  });
+  const directory = Uint32Array.of(pseudo.fallthrough, pseudo.crossing, pseudo.stale, m.slotCount, ...entries);
+  m.customSection(DIRECTORY, new Uint8Array(directory.buffer));
+  return m.encode() as Uint8Array<ArrayBuffer>;
+}
+
 export class Interpreter {
   readonly pseudo: PseudoSlots;
   private readonly exports: Exports;
@@ -80,23 +102,19 @@ export class Interpreter {
   private used: number;
   private pending: { insn: Insn; variant: Variant; slot: number }[] = [];
 
+  /** `module` was compiled from {@link buildInterpreter}'s bytes. */
   constructor(
+    module: WebAssembly.Module,
     private readonly memory: WebAssembly.Memory,
     private readonly imports: InterpreterImports,
   ) {
-    const m = new ModuleBuilder(MEMORY);
-    const { core, pseudo } = buildCore(m);
-    this.pseudo = pseudo;
-    m.ownTable(TABLE_SLOTS);
-    INSTRUCTIONS.forEach((insn, index) => {
-      for (const v of variants64(insn)) {
-        this.slots[(index << 7) | variantNumber(v)] = emitHandler(m, core, insn, v);
-      }
-    });
-    this.used = m.slotCount;
-    const instance = new WebAssembly.Instance(new WebAssembly.Module(m.encode() as Uint8Array<ArrayBuffer>), {
-      env: { memory, ...imports },
-    });
+    const section = WebAssembly.Module.customSections(module, DIRECTORY)[0];
+    if (!section) throw new Error("not an interpreter module");
+    const directory = new Uint32Array(section);
+    this.pseudo = { fallthrough: directory[0]!, crossing: directory[1]!, stale: directory[2]! };
+    this.used = directory[3]!;
+    for (let i = 4; i < directory.length; i += 2) this.slots[directory[i]!] = directory[i + 1]!;
+    const instance = new WebAssembly.Instance(module, { env: { memory, ...imports } });
     this.exports = instance.exports as unknown as Exports;
   }
 

@@ -2,7 +2,7 @@
  * The memory management unit: page walks, TLBs, and the slow path of guest memory accesses (SDM vol. 3A,
  * chapter 4). Linear addresses travel as two 32-bit halves; physical addresses as a number (below 2^52).
  */
-import { LOCKED, READ, READ_WRITE, WRITE } from "./context.ts";
+import { LOCKED, READ, READ_WRITE, SEGMENT_SHIFT, WRITE } from "./context.ts";
 import {
   BOUNCE,
   CODE_LINES,
@@ -11,9 +11,12 @@ import {
   CR3,
   CR4,
   EFER,
+  FAULT_VECTOR,
   GUEST_BASE,
   JUMP_CACHE,
   JUMP_ENTRIES,
+  REG,
+  SS,
   TLB_BYTES,
   TLB_ENTRIES,
   TLB_SUPERVISOR,
@@ -41,6 +44,8 @@ const PF = { P: 1, W: 2, U: 4, RSVD: 8, I: 16 } as const;
 export const CR0_PG = 0x8000_0000 | 0;
 export const CR0_WP = 0x1_0000;
 const CR4_PGE = 0x80;
+/** SS as descriptors and records name it. */
+const STACK_SEGMENT = REG.segBase + 8 * SS;
 const EFER_NXE = 0x800;
 
 /** Physical-address bits the CPUID shows (leaf 0x80000008). */
@@ -274,7 +279,15 @@ export class Mmu {
 
   /** The interpreter's slow path: see Core.slow. */
   slow(low: number, high: number, descriptor: number): number {
-    return this.access(low, high, descriptor & 0xff, (descriptor >> 8) & 0xff, (descriptor & (LOCKED << 8)) !== 0, this.i32[CPL >> 2] === 3);
+    const locked = (descriptor & (LOCKED << 8)) !== 0;
+    const address = this.access(low, high, descriptor & 0xff, (descriptor >> 8) & 0xff, locked, this.i32[CPL >> 2] === 3);
+    if (address === 0 && descriptor >>> SEGMENT_SHIFT === STACK_SEGMENT) this.stackFault();
+    return address;
+  }
+
+  /** After a failed access through SS: an address that is not canonical is #SS(0) there, not #GP(0). */
+  stackFault(): void {
+    if (this.i32[FAULT_VECTOR >> 2] === 13) this.state.fault(12, 0);
   }
 
   /**

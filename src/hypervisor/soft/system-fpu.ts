@@ -1,5 +1,6 @@
 /** x87, FXSAVE and the slow path of SSE arithmetic, between records and src/.../float. */
 import { CR0_BITS, CR4_BITS } from "./cpu.ts";
+import { canonical } from "./exceptions.ts";
 import { HELPER } from "./helpers.ts";
 import { CR0, CR4, EXIT, LINEAR, MXCSR, X87_OPERAND, XMM } from "./layout.ts";
 import { x87Operand } from "./float/x87.ts";
@@ -10,6 +11,7 @@ import {
   type HelperCall,
   immediate,
   instructionRip,
+  probeOperand,
   readOperand,
   writeOperand,
 } from "./system.ts";
@@ -34,7 +36,7 @@ const x87: Helper = (c) => {
   if (!operand) return fault(c, 6);
   const { size, access } = operand;
   if (access === "read" && !readOperand(c, size)) return EXIT.fault;
-  if (access === "write" && !cpu.mmu.probeWrite(cpu.state.get64(LINEAR), size, cpu.state.cpl === 3)) return EXIT.fault;
+  if (access === "write" && !probeOperand(c, size)) return EXIT.fault;
   const view = operandView(c);
   const vector = cpu.x87.execute(op, modrm, view, instructionRip(c), c.mem ? cpu.state.get64(LINEAR) : 0n, short);
   if (vector !== 0) return fault(c, vector);
@@ -62,10 +64,16 @@ const fwait: Helper = (c) => {
   return vector ? fault(c, vector) : 0;
 };
 
+/** An FXSAVE image must be aligned; an address that is not canonical faults as such first. */
+const misaligned = (c: HelperCall): boolean => {
+  const linear = c.cpu.state.get64(LINEAR);
+  return (linear & 15n) !== 0n && canonical(linear);
+};
+
 const fxsave: Helper = (c) => {
   const { cpu } = c;
   const { state } = cpu;
-  if (state.get64(LINEAR) & 15n) return fault(c, 13, 0);
+  if (misaligned(c)) return fault(c, 13, 0);
   if (!readOperand(c, 512)) return EXIT.fault;
   // Bytes 464-511 belong to software and stay as they are in memory, and so do the reserved bytes.
   cpu.x87.fxsave(operandView(c));
@@ -79,7 +87,7 @@ const fxsave: Helper = (c) => {
 const fxrstor: Helper = (c) => {
   const { cpu } = c;
   const { state } = cpu;
-  if (state.get64(LINEAR) & 15n) return fault(c, 13, 0);
+  if (misaligned(c)) return fault(c, 13, 0);
   if (!readOperand(c, 512)) return EXIT.fault;
   const mxcsr = state.view.getUint32(X87_OPERAND + 24, true);
   if (mxcsr & ~MXCSR_MASK) return fault(c, 13, 0);

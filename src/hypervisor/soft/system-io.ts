@@ -68,8 +68,9 @@ const stringPort =
     const size = width(c);
     const address = c.addr32 ? 4 : 8;
     const port = state.get(RDX) & 0xffff;
-    if (c.rep && readRegister(c, RCX, address) === 0n) return 0;
+    // Permission comes first: a count of 0 faults too.
     if (!allowed(c, port, size)) return EXIT.fault;
+    if (c.rep && readRegister(c, RCX, address) === 0n) return 0;
     const pointer = direction === "in" ? RDI : RSI;
     const segment =
       direction === "out"

@@ -175,7 +175,10 @@ const pushSeg: Helper = (c) => {
   const mask = c.mode64 ? ~0n : 0xffff_ffffn;
   const rsp = BigInt.asUintN(64, state.get64(RSP) - BigInt(c.size)) & mask;
   state.view.setBigUint64(X87_OPERAND, BigInt(state.get(SEG_SELECTOR + 4 * segmentOf(c)) & 0xffff), true);
-  if (!mmu.writeLinear(rsp, c.size, X87_OPERAND, state.cpl === 3)) return EXIT.fault;
+  if (!mmu.writeLinear(rsp, c.size, X87_OPERAND, state.cpl === 3)) {
+    mmu.stackFault();
+    return EXIT.fault;
+  }
   state.set64(RSP, rsp);
   return 0;
 };
@@ -342,7 +345,10 @@ const far =
       const rsp = BigInt.asUintN(64, state.get64(RSP) - BigInt(2 * size)) & mask;
       writeRegister(c, X87_OPERAND, size === 4 ? 4 : size, nextRip(c));
       writeRegister(c, X87_OPERAND + size, size, BigInt(state.get(SEG_SELECTOR + 4 * CS) & 0xffff));
-      if (!mmu.writeLinear(rsp, 2 * size, X87_OPERAND, state.cpl === 3)) return EXIT.fault;
+      if (!mmu.writeLinear(rsp, 2 * size, X87_OPERAND, state.cpl === 3)) {
+        mmu.stackFault();
+        return EXIT.fault;
+      }
       state.set64(RSP, rsp);
     }
     if (!markAccessed(cpu, d)) return EXIT.fault;

@@ -5,7 +5,7 @@
 import { HELPER } from "./helpers.ts";
 import { type Cpu, CR0_BITS, CR4_BITS, EFER_BITS, newGeneration, setRflags, updateMode } from "./cpu.ts";
 import { cpuid } from "./cpuid.ts";
-import { canonical, changeableFlags, debugCause, deliver, iret, readStack } from "./exceptions.ts";
+import { canonical, changeableFlags, debugCause, deliver, iret, iretSame, readStack } from "./exceptions.ts";
 import { fpuHelpers } from "./system-fpu.ts";
 import { portHelpers } from "./system-io.ts";
 import { segmentHelpers } from "./system-segments.ts";
@@ -32,6 +32,7 @@ import {
   REG,
   RSP,
   SCRATCH,
+  SS,
   TSC_AUX,
   X87_OPERAND,
 } from "./layout.ts";
@@ -98,12 +99,23 @@ export const regOffset = (c: HelperCall): number => c.cpu.state.view.getUint16(c
 
 const user = (c: HelperCall): boolean => c.cpu.state.cpl === 3;
 
+/** Ends an access to the memory operand: if it failed, the exception is the one of its segment. */
+function accessed(c: HelperCall, done: boolean): boolean {
+  const { state, mmu } = c.cpu;
+  const segment = state.view.getUint16(c.record + RECORD.segment, true);
+  if (!done && segment === REG.segBase + 8 * SS) mmu.stackFault();
+  return done;
+}
+
 /** Reads `size` bytes of the memory operand into X87_OPERAND. False after a fault. */
 export const readOperand = (c: HelperCall, size: number): boolean =>
-  c.cpu.mmu.readLinear(c.cpu.state.get64(LINEAR), size, X87_OPERAND, user(c));
+  accessed(c, c.cpu.mmu.readLinear(c.cpu.state.get64(LINEAR), size, X87_OPERAND, user(c)));
 /** Writes `size` bytes from X87_OPERAND to the memory operand. */
 export const writeOperand = (c: HelperCall, size: number): boolean =>
-  c.cpu.mmu.writeLinear(c.cpu.state.get64(LINEAR), size, X87_OPERAND, user(c));
+  accessed(c, c.cpu.mmu.writeLinear(c.cpu.state.get64(LINEAR), size, X87_OPERAND, user(c)));
+/** Checks that `size` bytes of the memory operand can be written. */
+export const probeOperand = (c: HelperCall, size: number): boolean =>
+  accessed(c, c.cpu.mmu.probeWrite(c.cpu.state.get64(LINEAR), size, user(c)));
 
 /** The r/m operand as a value; undefined after a fault. */
 export function readRm(c: HelperCall, size: number): bigint | undefined {
@@ -236,7 +248,8 @@ const int1: Helper = (c) => {
 const into: Helper = (c) =>
   c.cpu.state.rflags & RFLAGS.OF ? softwareInterrupt(() => 4)(c) : changed(c, nextRip(c));
 
-const iretHelper: Helper = (c) => (iret(c.cpu, c.size) ? EXIT.changed : EXIT.fault);
+const iretHelper: Helper = (c) =>
+  (c.size === 8 && iretSame(c.cpu)) || iret(c.cpu, c.size) ? EXIT.changed : EXIT.fault;
 
 const hlt: Helper = (c) => {
   c.cpu.state.rip = nextRip(c);
@@ -250,10 +263,24 @@ const controlNumber = (c: HelperCall): number => (regOffset(c) - REG.gpr) / 8;
 
 const CONTROL: Record<number, number> = { 0: CR0, 2: CR2, 3: CR3, 4: CR4 };
 
+/** A register that does not exist is #UD at every privilege level; the rest is privileged. */
+const controlRegister =
+  (helper: Helper): Helper =>
+  (c) => {
+    const n = controlNumber(c);
+    return n === 8 || n in CONTROL ? privileged(helper)(c) : fault(c, 6);
+  };
+const debugRegister =
+  (helper: Helper): Helper =>
+  (c) => {
+    const n = controlNumber(c);
+    const missing = n > 7 || ((n === 4 || n === 5) && c.cpu.state.get(CR4) & CR4_BITS.DE);
+    return missing ? fault(c, 6) : privileged(helper)(c);
+  };
+
 const readCr: Helper = (c) => {
   const n = controlNumber(c);
   const at = CONTROL[n];
-  if (at === undefined && n !== 8) return fault(c, 6);
   const value = at === undefined ? (c.cpu.apic.readTpr() >> 4) & 15 : 0;
   writeRegister(c, rmOffset(c), c.mode64 ? 8 : 4, at === undefined ? BigInt(value) : c.cpu.state.get64(at));
   return 0;
@@ -282,8 +309,6 @@ const writeCr: Helper = (c) => {
       if (value > 15n) return fault(c, 13, 0);
       apic.writeTpr(Number(value) << 4);
       break;
-    default:
-      return fault(c, 6);
   }
   return changed(c, nextRip(c));
 };
@@ -368,16 +393,12 @@ const lmsw: Helper = (c) => {
 /** Debug registers are kept; hardware breakpoints do not fire (they need a trap per access). */
 const readDr: Helper = (c) => {
   const n = controlNumber(c);
-  if (n > 7) return fault(c, 6);
-  if ((n === 4 || n === 5) && c.cpu.state.get(CR4) & CR4_BITS.DE) return fault(c, 6);
   const at = DR + 8 * (n < 4 ? n : n & 1 ? 5 : 4);
   writeRegister(c, rmOffset(c), c.mode64 ? 8 : 4, c.cpu.state.get64(at));
   return 0;
 };
 const writeDr: Helper = (c) => {
   const n = controlNumber(c);
-  if (n > 7) return fault(c, 6);
-  if ((n === 4 || n === 5) && c.cpu.state.get(CR4) & CR4_BITS.DE) return fault(c, 6);
   const value = readRegister(c, rmOffset(c), c.mode64 ? 8 : 4);
   if (n >= 4 && value >> 32n !== 0n) return fault(c, 13, 0);
   const at = DR + 8 * (n < 4 ? n : n & 1 ? 5 : 4);
@@ -438,12 +459,15 @@ const enter: Helper = (c) => {
   const level = (imm >> 16) & 31;
   const size = BigInt(c.size);
   const mask = c.mode64 ? ~0n : 0xffff_ffffn;
-  const rsp = state.get64(RSP);
-  let sp = rsp;
+  let sp = state.get64(RSP);
+  const onStack = (done: boolean): boolean => {
+    if (!done) mmu.stackFault();
+    return done;
+  };
   const put = (value: bigint): boolean => {
     sp = BigInt.asUintN(64, sp - size) & mask;
     state.view.setBigUint64(X87_OPERAND, BigInt.asUintN(64, value), true);
-    return mmu.writeLinear(sp & mask, c.size, X87_OPERAND, user(c));
+    return onStack(mmu.writeLinear(sp & mask, c.size, X87_OPERAND, user(c)));
   };
   if (!put(state.get64(RBP))) return EXIT.fault;
   const framePointer = sp;
@@ -451,14 +475,14 @@ const enter: Helper = (c) => {
     let bp = state.get64(RBP);
     for (let i = 1; i < level; i++) {
       bp = BigInt.asUintN(64, bp - size) & mask;
-      if (!mmu.readLinear(bp, c.size, X87_OPERAND + 64, user(c))) return EXIT.fault;
+      if (!onStack(mmu.readLinear(bp, c.size, X87_OPERAND + 64, user(c)))) return EXIT.fault;
       if (!put(readRegister(c, X87_OPERAND + 64, c.size))) return EXIT.fault;
     }
     if (!put(framePointer)) return EXIT.fault;
   }
   sp = BigInt.asUintN(64, sp - frame) & mask;
   // The instruction faults if the new top of the stack cannot be written.
-  if (!mmu.probeWrite(sp, 1, user(c))) return EXIT.fault;
+  if (!onStack(mmu.probeWrite(sp, 1, user(c)))) return EXIT.fault;
   writeRegister(c, RBP, c.size, framePointer);
   state.set64(RSP, sp);
   return 0;
@@ -490,10 +514,10 @@ export function buildHelpers(): (Helper | undefined)[] {
   set(HELPER.into, into);
   set(HELPER.iret, iretHelper);
   set(HELPER.hlt, privileged(hlt));
-  set(HELPER.readCr, privileged(readCr));
-  set(HELPER.writeCr, privileged(writeCr));
-  set(HELPER.readDr, privileged(readDr));
-  set(HELPER.writeDr, privileged(writeDr));
+  set(HELPER.readCr, controlRegister(readCr));
+  set(HELPER.writeCr, controlRegister(writeCr));
+  set(HELPER.readDr, debugRegister(readDr));
+  set(HELPER.writeDr, debugRegister(writeDr));
   set(HELPER.clts, privileged(clts));
   set(HELPER.smsw, smsw);
   set(HELPER.lmsw, privileged(lmsw));

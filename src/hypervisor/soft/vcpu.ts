@@ -6,7 +6,7 @@ import { Clock } from "./clock.ts";
 import { CR0_BITS, CR4_BITS, type Cpu, type SoftBus, newGeneration, updateMode } from "./cpu.ts";
 import { debugCause, deliver, type Interrupt } from "./exceptions.ts";
 import { X87 } from "./float/x87.ts";
-import { Interpreter } from "./interpreter.ts";
+import { buildInterpreter, Interpreter } from "./interpreter.ts";
 import {
   ATTENTION,
   BUDGET,
@@ -60,12 +60,18 @@ const LONG_SLICE = 2_000_000;
 const SHORT_SLICE = 2_000;
 /** Longest sleep in HLT without a timer, in ms: a lost wake-up then costs this much, not a hang. */
 const LONGEST_SLEEP = 1000;
+/** Exits to TypeScript after which the garbage of their helpers is collected: about 0.5 KiB each. */
+const EXITS_PER_COLLECTION = 32_768;
 
 export interface SoftVcpuOptions {
   memory: WebAssembly.Memory;
   ramBytes: number;
   bus: SoftBus;
   log(message: string): void;
+  /** The compiled interpreter, if the caller has kept one; it is built anew otherwise. */
+  interpreter?: WebAssembly.Module;
+  /** Called now and then between slices, when helpers have left some 16 MiB of garbage. */
+  collectGarbage?(): void;
 }
 
 /** Counters of a vCPU since it was made. */
@@ -88,6 +94,7 @@ export class SoftVcpu {
   private readonly exits = new Map<number, number>();
   private readonly reported = new Set<string>();
   private retired = 0;
+  private exitsSinceCollection = 0;
   /** Instructions per nanosecond, estimated from finished slices. */
   private speed = 0.1;
   private end: VcpuEnd | undefined;
@@ -107,7 +114,8 @@ export class SoftVcpu {
       },
       (page, from, to) => this.cpu.blocks.written(page, from, to),
     );
-    this.interpreter = new Interpreter(memory, {
+    const module = options.interpreter ?? new WebAssembly.Module(buildInterpreter());
+    this.interpreter = new Interpreter(module, memory, {
       helper: (descriptor, record) => this.helper(descriptor, record),
       slow: (low, high, descriptor) => mmu.slow(low, high, descriptor),
       commit: (low, high, size) => mmu.commit(low, high, size),
@@ -240,6 +248,10 @@ export class SoftVcpu {
       this.speed += (rate - this.speed) / 4;
     }
     this.exits.set(code, (this.exits.get(code) ?? 0) + 1);
+    if (++this.exitsSinceCollection === EXITS_PER_COLLECTION) {
+      this.exitsSinceCollection = 0;
+      this.options.collectGarbage?.();
+    }
     this.leave(code, trap);
   }
 

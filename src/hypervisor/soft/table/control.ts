@@ -79,7 +79,7 @@ const leave: Semantics = (c) => {
   const bp = c.f.let(
     c.variant.mode64 ? i64.load(zeroAddress, RBP) : i64.load32_u(zeroAddress, RBP),
   );
-  const v = c.load(bp, c.size);
+  const v = c.throughStack(() => c.load(bp, c.size));
   c.setStackPointer(i64.add(bp, c64(c.size)));
   c.fixed(RBP).write(v);
 };

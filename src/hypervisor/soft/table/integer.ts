@@ -13,7 +13,7 @@ import {
   zext,
   zext64,
 } from "../context.ts";
-import { FLAG_A, FLAG_C, FLAG_S, FLAG_Z, FLAGS_SYSTEM, RAX, RBX, RCX, RDX } from "../layout.ts";
+import { FLAG_A, FLAG_C, FLAG_S, FLAG_Z, FLAGS_SYSTEM, RAX, RBX, RCX, RDX, RECORD } from "../layout.ts";
 import { I32, I64 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local, select } from "../wasm/expr.ts";
 import { HELPER } from "../helpers.ts";
@@ -161,10 +161,10 @@ const movsx: Semantics = (c) => {
   const v = c.f.let(c.src.read());
   c.dst.write(c.size === 8 ? sext64(v, from) : sext(v, from));
 };
-/** MOVSXD: with a 2- or 4-byte operand size a plain move (SDM vol. 2B, MOVSX/MOVSXD). */
+/** MOVSXD: with a 2- or 4-byte operand size a plain move; memory is read as 4 bytes (AMD APM vol. 3). */
 const movsxd: Semantics = (c) => {
-  if (c.size !== 8) c.dst.write(c.f.let(c.rm(c.size).read()));
-  else c.dst.write(i64.extend_s(c.f.let(c.rm(4).read())));
+  const v = c.f.let(c.rm(4).read());
+  c.dst.write(c.size === 8 ? i64.extend_s(v) : v);
 };
 
 const xchg: Semantics = (c) => {
@@ -201,13 +201,25 @@ const cmpxchg: Semantics = (c) => {
   const acc = c.f.let(c.fixed(RAX, size).read());
   const replacement = c.f.let(c.src.read());
   const old = c.f.local(wide(size));
-  c.dst.modify((a) => {
-    c.f.set(old, a);
-    return select(ops(size).eq(old, acc), replacement, old);
-  });
-  // A failed compare of a 4-byte register still clears its upper half: modify wrote it.
+  const differs = () => ops(size).ne(old, acc);
+  if (c.mem) {
+    // Memory is written whatever the outcome, and must be writable.
+    c.dst.modify((a) => {
+      c.f.set(old, a);
+      return select(differs(), old, replacement);
+    });
+    sub(c, acc, old, size);
+    c.f.if(differs(), () => c.fixed(RAX, size).write(old));
+    return;
+  }
+  // A register is written only if equal: a failed compare leaves its upper half alone (as AMD's processors do).
+  c.f.set(old, c.dst.read());
   sub(c, acc, old, size);
-  c.f.if(ops(size).ne(old, acc), () => c.fixed(RAX, size).write(old));
+  c.f.if(
+    differs(),
+    () => c.fixed(RAX, size).write(old),
+    () => c.dst.write(replacement),
+  );
 };
 
 /** CMPXCHG8B / CMPXCHG16B. */
@@ -546,11 +558,10 @@ const doubleShift =
         let r: Expr;
         let cf: Expr;
         if (size === 2) {
-          // Counts above 16 are undefined; like the hardware, go on into the operand's own copy.
+          // Counts above 16 are undefined; AMD's processors go on into a second copy of the source.
+          const twice = i64.or(fill, i64.shl(fill, c64(16)));
           const wideValue = f.let(
-            left
-              ? i64.or(i64.or(i64.shl(value, c64(32)), i64.shl(fill, c64(16))), value)
-              : i64.or(i64.or(value, i64.shl(fill, c64(16))), i64.shl(value, c64(32))),
+            left ? i64.or(i64.shl(value, c64(32)), twice) : i64.or(value, i64.shl(twice, c64(16))),
           );
           const shifted = f.let(left ? i64.shr_u(i64.shl(wideValue, n), c64(32)) : i64.shr_u(wideValue, n));
           r = f.let(i64.and(shifted, c64(0xffff)));
@@ -589,9 +600,10 @@ const bitTest =
     let target: Operand = c.dst;
     if (c.mem && c.operands[1]![0] === "G") {
       const offset = i64.shl(i64.shr_s(sext64(index, size), c64(size === 8 ? 6 : size === 4 ? 5 : 4)), c64(Math.log2(size)));
-      let lin: Expr = i64.add(c.linearAddress(), offset);
-      if (!c.variant.mode64) lin = i64.and(lin, c64(0xffff_ffffn));
-      const address = f.let(lin);
+      const narrow = (v: Expr, is32: boolean): Expr => (is32 ? i64.and(v, c64(0xffff_ffffn)) : v);
+      const ea = narrow(i64.add(c.effectiveAddress(), offset), c.variant.addr32);
+      const base = i64.load(i32.load16_u(c.ip, RECORD.segment));
+      const address = f.let(narrow(i64.add(ea, base), !c.variant.mode64));
       target = {
         read: () => c.load(address, size),
         write: (v) => c.store(address, size, v),
@@ -766,7 +778,7 @@ const nop: Semantics = () => {};
 const hints = (): Insn[] => [
   ...insn("nop", "90", "", nop),
   ...insn("nop", "0f 1f /r", "Ev", nop),
-  ...insn("nop", "0f 0d /r", "Ev", nop),
+  ...insn("prefetchw", "0f 0d /r", "Mv", nop),
   ...[0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e].flatMap((op) => insn("nop", `0f ${op.toString(16)} /r`, "Ev", nop)),
 ];
 

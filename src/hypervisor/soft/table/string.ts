@@ -106,8 +106,9 @@ const movs: Semantics = (c) => {
     }
     // Whole runs inside one source and one destination page are one memory.copy, unless the destination
     // lies shortly above the source: then each element must see the ones written before it.
-    const source = c.translate(PROBE, from, 1);
-    const target = c.translate(WRITE, to, 1);
+    // The element is read before it is written: the source's fault comes first.
+    const source = c.translate(PROBE, from, size);
+    const target = c.translate(WRITE, to, size);
     const n = runLength(c, size, from, to);
     const bytes = f.let(i64.mul(n, c64(size)));
     const plain = i32.and(i32.ne(source, c32(BOUNCE)), i32.ne(target, c32(BOUNCE)));
@@ -140,7 +141,7 @@ const stos: Semantics = (c) => {
       single();
       return;
     }
-    const target = c.translate(WRITE, to, 1);
+    const target = c.translate(WRITE, to, size);
     const n = runLength(c, size, to);
     f.if(
       i32.and(i32.and(i32.ne(target, c32(BOUNCE)), forward(delta)), i64.ne(n, c64(0))),

@@ -106,8 +106,9 @@ export const systemInstructions = (): Insn[] => [
   ...insn("invd", "0f 08", "", viaHelper(HELPER.wbinvd), system),
   ...insn("wbinvd", "0f 09", "", viaHelper(HELPER.wbinvd), system),
   ...insn("ud2", "0f 0b", "", endHelper(HELPER.ud), { end: "indirect" }),
-  ...insn("ud1", "0f b9 /r", "Gv,Ev", endHelper(HELPER.ud), { end: "indirect" }),
-  ...insn("ud0", "0f ff /r", "Gv,Ev", endHelper(HELPER.ud), { end: "indirect" }),
+  // AMD's processors raise #UD without fetching the ModRM byte that Intel's manual gives these two.
+  ...insn("ud1", "0f b9", "", endHelper(HELPER.ud), { end: "indirect" }),
+  ...insn("ud0", "0f ff", "", endHelper(HELPER.ud), { end: "indirect" }),
   ...insn("mov", "0f 20 /r", "Rq,Cq", viaHelper(HELPER.readCr), system),
   ...insn("mov", "0f 21 /r", "Rq,Dq", viaHelper(HELPER.readDr), system),
   ...insn("mov", "0f 22 /r", "Cq,Rq", endHelper(HELPER.writeCr), end),

@@ -2,7 +2,7 @@
 import { ByteWriter, type ValType } from "./encoding.ts";
 import { Func, type FuncRef } from "./func.ts";
 
-const SECTION = { type: 1, import: 2, function: 3, table: 4, export: 7, element: 9, code: 10, name: 0 } as const;
+const SECTION = { type: 1, import: 2, function: 3, table: 4, export: 7, element: 9, code: 10, custom: 0 } as const;
 
 /** Shared memory the module imports as `env.memory`; sizes in 64 KiB pages. */
 export interface MemoryImport {
@@ -21,7 +21,14 @@ export class ModuleBuilder {
   private table: "none" | "own" | "imported" = "none";
   private tableSize = 0;
 
+  private custom: { name: string; data: Uint8Array } | undefined;
+
   constructor(private readonly memory: MemoryImport) {}
+
+  /** Adds a custom section. */
+  customSection(name: string, data: Uint8Array): void {
+    this.custom = { name, data };
+  }
 
   signature(params: readonly ValType[], results: readonly ValType[]): number {
     const key = `${params.join()}>${results.join()}`;
@@ -165,8 +172,15 @@ export class ModuleBuilder {
       w.u32(this.funcs.length);
       for (const f of this.funcs) w.sized(f.body());
     });
+    const { custom } = this;
+    if (custom) {
+      section(SECTION.custom, (w) => {
+        w.name(custom.name);
+        w.append(custom.data);
+      });
+    }
     if (names) {
-      section(SECTION.name, (w) => {
+      section(SECTION.custom, (w) => {
         w.name("name");
         const map = new ByteWriter();
         map.u32(this.funcs.length);

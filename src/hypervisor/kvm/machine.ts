@@ -1,0 +1,195 @@
+/**
+ * One machine on KVM as all its threads hold it: guest RAM and, below it in the same memory where no guest address
+ * leads, the words that the threads share. Descriptors are the process's, so their numbers are all it takes.
+ */
+
+import type { IrqLine } from "../../devices/types.ts";
+import { memoryRegions } from "../../memory/guest-memory.ts";
+import { EventFd } from "../../platform/eventfd.ts";
+import { closeFile } from "../../platform/files.ts";
+import { Mapping, misalignment } from "../../platform/memory.ts";
+import { currentThread, installKickHandler, kickThread } from "../../platform/signals.ts";
+import { RUN_IMMEDIATE_EXIT } from "./api.ts";
+import { KvmSystem } from "./system.ts";
+import { KvmVm } from "./vm.ts";
+
+/** The MP table and xAPIC ids allow more; Firecracker has this limit. */
+export const KVM_MAX_VCPUS = 32;
+const GSIS = 24;
+
+/** Shared words. A descriptor is kept plus one, so that 0 means none. */
+const W_STOP = 0;
+const W_SYSTEM = 1;
+const W_VM = 2;
+const W_VCPU_COUNT = 3;
+const W_RUN_BYTES = 4;
+/** Number of descriptors in the list from W_OWNED on. */
+const W_OWNED_COUNT = 5;
+const W_IRQ = 32;
+const W_VCPU_FD = 64;
+const W_VCPU_THREAD = 96;
+const W_OWNED = 128;
+/** Interrupts, vCPUs, and 32 queues of each of 19 devices. */
+const MAX_OWNED = 1024;
+const WORDS = W_OWNED + MAX_OWNED;
+
+const WASM_PAGE = 65_536;
+const PAGE = 4096;
+/** A guest page table entry of 2 MiB can only be one of the host's if both addresses are multiples of it. */
+const HUGE_PAGE = 2 ** 21;
+const WASM_MEMORY_LIMIT = 2 ** 32;
+
+/** Most guest RAM in bytes: one WebAssembly memory, less what lies below RAM. */
+export const KVM_RAM_LIMIT = WASM_MEMORY_LIMIT - WASM_PAGE - HUGE_PAGE;
+
+export class KvmMachine {
+  private readonly words: Int32Array;
+
+  /** Takes hold, on any thread, of a machine made by {@link create}. */
+  constructor(readonly memory: WebAssembly.Memory) {
+    this.words = new Int32Array(memory.buffer, 0, WORDS);
+  }
+
+  /**
+   * A machine with zeroed RAM and its slots set, without vCPUs. Throws `KvmUnavailable`, {@link RangeError} if the
+   * memory cannot be had, or {@link SystemError}.
+   */
+  static create(ramBytes: number, vcpus: number): { memory: WebAssembly.Memory; base: number } {
+    if (ramBytes <= 0 || ramBytes > KVM_RAM_LIMIT) {
+      throw new RangeError(`guest memory of ${ramBytes} bytes: 1 to ${KVM_RAM_LIMIT} are possible`);
+    }
+    if (vcpus < 1 || vcpus > KVM_MAX_VCPUS) {
+      throw new RangeError(`${vcpus} vCPUs: 1 to ${KVM_MAX_VCPUS} are possible`);
+    }
+    const pages = Math.ceil((WASM_PAGE + HUGE_PAGE + ramBytes) / WASM_PAGE);
+    const memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
+    const bytes = new Uint8Array(memory.buffer);
+    const above = misalignment(bytes, HUGE_PAGE);
+    if (above % PAGE !== 0) throw new Error("the runtime's WebAssembly memory is not page aligned");
+    const base = HUGE_PAGE - above >= WASM_PAGE ? HUGE_PAGE - above : 2 * HUGE_PAGE - above;
+
+    installKickHandler();
+    const machine = new KvmMachine(memory);
+    try {
+      const system = KvmSystem.open();
+      machine.words[W_SYSTEM] = machine.own(system.fd) + 1;
+      const vm = KvmVm.create(system);
+      machine.words[W_VM] = machine.own(vm.fd) + 1;
+      machine.words[W_RUN_BYTES] = system.vcpuMmapSize;
+      machine.words[W_VCPU_COUNT] = vcpus;
+      for (const [slot, { gpa, size, offset }] of memoryRegions(ramBytes, base).entries()) {
+        vm.setMemory(slot, gpa, bytes.subarray(offset, offset + size));
+      }
+    } catch (error) {
+      machine.close();
+      throw error;
+    }
+    return { memory, base };
+  }
+
+  get system(): KvmSystem {
+    return new KvmSystem(this.words[W_SYSTEM]! - 1);
+  }
+
+  get vm(): KvmVm {
+    return new KvmVm(this.words[W_VM]! - 1);
+  }
+
+  get vcpuCount(): number {
+    return this.words[W_VCPU_COUNT]!;
+  }
+
+  /** Any thread: true once {@link requestStop} was called. */
+  get stopRequested(): boolean {
+    return Atomics.load(this.words, W_STOP) !== 0;
+  }
+
+  /** Creates vCPU `index`, once, and returns its descriptor. Throws {@link SystemError}. */
+  createVcpu(index: number): number {
+    const fd = this.own(this.vm.createVcpu(index));
+    Atomics.store(this.words, W_VCPU_FD + index, fd + 1);
+    return fd;
+  }
+
+  /**
+   * Runs `body` on the calling thread with the kvm_run area of vCPU `index`; {@link requestStop} reaches it from
+   * then on. The area is gone afterwards: while it is mapped, the VM stays in the kernel.
+   */
+  withRunArea<T>(index: number, body: (run: Uint8Array) => T): T {
+    const fd = this.words[W_VCPU_FD + index]! - 1;
+    const area = Mapping.shared(fd, this.words[W_RUN_BYTES]!);
+    Atomics.store(this.words, W_VCPU_THREAD + index, currentThread());
+    try {
+      return body(area.bytes);
+    } finally {
+      Atomics.store(this.words, W_VCPU_THREAD + index, 0);
+      area.unmap();
+    }
+  }
+
+  /**
+   * Any thread: makes every vCPU leave the guest for good. None misses it, wherever it is: before it looks at
+   * `stopRequested` it sees the mark; after that, `immediate_exit` makes KVM_RUN return at once; and if KVM_RUN was
+   * past its look at that, the signal ends it.
+   */
+  requestStop(): void {
+    Atomics.store(this.words, W_STOP, 1);
+    for (let index = 0; index < this.vcpuCount; index++) {
+      const fd = Atomics.load(this.words, W_VCPU_FD + index) - 1;
+      const thread = Atomics.load(this.words, W_VCPU_THREAD + index);
+      if (fd < 0 || thread === 0) continue;
+      const area = Mapping.shared(fd, this.words[W_RUN_BYTES]!);
+      Atomics.store(area.bytes, RUN_IMMEDIATE_EXIT, 1);
+      area.unmap();
+      kickThread(thread);
+    }
+  }
+
+  /** Lets vCPUs run again after {@link requestStop}. Only while none of them runs. */
+  clearStop(): void {
+    Atomics.store(this.words, W_STOP, 0);
+  }
+
+  /** Any thread: interrupt line `gsi` (0-23), edge-triggered. Throws {@link SystemError}. */
+  irqLine(gsi: number): IrqLine {
+    if (gsi < 0 || gsi >= GSIS) throw new RangeError(`GSI ${gsi}: the I/O APIC has 0 to ${GSIS - 1}`);
+    const known = Atomics.load(this.words, W_IRQ + gsi);
+    const event = known === 0 ? this.createIrq(gsi) : new EventFd(known - 1);
+    return { trigger: () => event.signal() };
+  }
+
+  private createIrq(gsi: number): EventFd {
+    const event = EventFd.create();
+    const before = Atomics.compareExchange(this.words, W_IRQ + gsi, 0, event.fd + 1);
+    if (before !== 0) {
+      // Another thread was faster.
+      event.close();
+      return new EventFd(before - 1);
+    }
+    this.own(event.fd);
+    this.vm.setIrqFd(gsi, event.fd);
+    return event;
+  }
+
+  /** Any thread: an event that counts the guest's 4-byte writes of `value` at `gpa`. Throws {@link SystemError}. */
+  ioEvent(gpa: number, value: number): EventFd {
+    const event = EventFd.create();
+    this.own(event.fd);
+    this.vm.setIoEventFd(gpa, value, event.fd);
+    return event;
+  }
+
+  /** The descriptor is closed with the machine. */
+  private own(fd: number): number {
+    const at = Atomics.add(this.words, W_OWNED_COUNT, 1);
+    if (at >= MAX_OWNED) throw new Error(`a machine has room for ${MAX_OWNED} descriptors`);
+    Atomics.store(this.words, W_OWNED + at, fd);
+    return fd;
+  }
+
+  /** Closes all descriptors, once; RAM goes with the last reference to `memory`. No thread may use it any more. */
+  close(): void {
+    const count = Math.min(Atomics.exchange(this.words, W_OWNED_COUNT, 0), MAX_OWNED);
+    for (let i = 0; i < count; i++) closeFile(this.words[W_OWNED + i]!);
+  }
+}

@@ -1,0 +1,128 @@
+/** /dev/kvm itself: whether it can run this monitor's machines, and what its processor offers. */
+
+import { SystemError } from "../../platform/errno.ts";
+import { closeFile, openFile } from "../../platform/files.ts";
+import { ioctlStruct, ioctlValue } from "../../platform/ioctl.ts";
+import * as kvm from "./api.ts";
+import { type CpuidEntry, cpuidBuffer, decodeCpuid } from "./cpuid.ts";
+
+const KVM_PATH = "/dev/kvm";
+
+/** What the backend uses, as in Firecracker's check, and what the kick needs. */
+const REQUIRED = {
+  KVM_CAP_IRQCHIP: kvm.KVM_CAP_IRQCHIP,
+  KVM_CAP_USER_MEMORY: kvm.KVM_CAP_USER_MEMORY,
+  KVM_CAP_SET_TSS_ADDR: kvm.KVM_CAP_SET_TSS_ADDR,
+  KVM_CAP_EXT_CPUID: kvm.KVM_CAP_EXT_CPUID,
+  KVM_CAP_MP_STATE: kvm.KVM_CAP_MP_STATE,
+  KVM_CAP_IRQFD: kvm.KVM_CAP_IRQFD,
+  KVM_CAP_PIT2: kvm.KVM_CAP_PIT2,
+  KVM_CAP_PIT_STATE2: kvm.KVM_CAP_PIT_STATE2,
+  KVM_CAP_IOEVENTFD: kvm.KVM_CAP_IOEVENTFD,
+  KVM_CAP_ADJUST_CLOCK: kvm.KVM_CAP_ADJUST_CLOCK,
+  KVM_CAP_VCPU_EVENTS: kvm.KVM_CAP_VCPU_EVENTS,
+  KVM_CAP_DEBUGREGS: kvm.KVM_CAP_DEBUGREGS,
+  KVM_CAP_XSAVE: kvm.KVM_CAP_XSAVE,
+  KVM_CAP_XCRS: kvm.KVM_CAP_XCRS,
+  KVM_CAP_IMMEDIATE_EXIT: kvm.KVM_CAP_IMMEDIATE_EXIT,
+} as const;
+
+/** More than any processor has had so far; doubled if KVM says that it is too few. */
+const CPUID_ENTRIES = 128;
+const MAX_CPUID_ENTRIES = 4096;
+
+/** KVM cannot be used. The message is a sentence for the user that says why and what to do. */
+export class KvmUnavailable extends Error {
+  constructor(message: string) {
+    super(message);
+    this.name = "KvmUnavailable";
+  }
+}
+
+export class KvmSystem {
+  /** `fd` is an open /dev/kvm; threads of one process share it. */
+  constructor(readonly fd: number) {}
+
+  /** Opens /dev/kvm and checks version and capabilities. Throws {@link KvmUnavailable}. */
+  static open(): KvmSystem {
+    let fd: number;
+    try {
+      fd = openFile(KVM_PATH, { write: true });
+    } catch (error) {
+      if (error instanceof SystemError) throw new KvmUnavailable(describeOpenError(error));
+      throw error;
+    }
+    const system = new KvmSystem(fd);
+    try {
+      system.check();
+    } catch (error) {
+      closeFile(fd);
+      throw error;
+    }
+    return system;
+  }
+
+  private check(): void {
+    const version = ioctlValue(this.fd, kvm.KVM_GET_API_VERSION, 0, "KVM_GET_API_VERSION");
+    if (version !== kvm.KVM_API_VERSION) {
+      throw new KvmUnavailable(
+        `${KVM_PATH} speaks version ${version} of the KVM API, and ${kvm.KVM_API_VERSION} is needed: update the host's kernel.`,
+      );
+    }
+    const missing = missingCapabilities((capability) => this.extension(capability));
+    if (missing.length > 0) {
+      throw new KvmUnavailable(
+        `The host's KVM lacks ${missing.join(", ")}: update the host's kernel (5.10 or newer).`,
+      );
+    }
+  }
+
+  /** KVM_CHECK_EXTENSION: 0 if the capability is not there, else 1 or a number that depends on it. */
+  extension(capability: number): number {
+    return ioctlValue(this.fd, kvm.KVM_CHECK_EXTENSION, capability, "KVM_CHECK_EXTENSION");
+  }
+
+  /** Bytes of the kvm_run area of a vCPU. */
+  get vcpuMmapSize(): number {
+    return ioctlValue(this.fd, kvm.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE");
+  }
+
+  /** What of the host's processor KVM can show to a guest. */
+  supportedCpuid(): CpuidEntry[] {
+    for (let room = CPUID_ENTRIES; ; room *= 2) {
+      const struct = cpuidBuffer(room);
+      try {
+        ioctlStruct(this.fd, kvm.KVM_GET_SUPPORTED_CPUID, struct, "KVM_GET_SUPPORTED_CPUID");
+        return decodeCpuid(struct);
+      } catch (error) {
+        const tooFew = error instanceof SystemError && error.code === "E2BIG";
+        if (!tooFew || room >= MAX_CPUID_ENTRIES) throw error;
+      }
+    }
+  }
+}
+
+/** Names of the capabilities that the backend needs and `extension` says are not there. */
+export function missingCapabilities(extension: (capability: number) => number): string[] {
+  return Object.entries(REQUIRED)
+    .filter(([, capability]) => extension(capability) <= 0)
+    .map(([name]) => name);
+}
+
+/** A sentence for each way in which /dev/kvm cannot be opened. */
+export function describeOpenError(error: SystemError): string {
+  switch (error.code) {
+    case "ENOENT":
+    case "ENXIO":
+    case "ENODEV":
+      return (
+        `There is no ${KVM_PATH}: load the kvm_intel or kvm_amd module, and on a virtual machine have nested ` +
+        "virtualization turned on."
+      );
+    case "EACCES":
+    case "EPERM":
+      return `No permission to open ${KVM_PATH}: add the user to the group that owns it (often kvm).`;
+    default:
+      return `${KVM_PATH} cannot be opened: ${error.message}.`;
+  }
+}
