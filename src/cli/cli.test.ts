@@ -147,4 +147,13 @@ describe("outcome of a run", () => {
     expect(message).toStartWith("broke.\nThe last lines of its console:\n  line 80\n");
     expect(message).toEndWith("\n  line 99");
   });
+
+  test("a panic is told by its reason", () => {
+    const consoleTail = "[    1.0] Kernel panic - not syncing: out\x1b of luck\r\n[    1.1] Call Trace:\r\n";
+    expect(outcome().result.result({ ...end, consoleTail }).message).toBe(
+      "the guest's kernel panicked before the program ended: out? of luck\n" +
+        "The last lines of its console:\n" +
+        "  [    1.0] Kernel panic - not syncing: out? of luck\n  [    1.1] Call Trace:",
+    );
+  });
 });

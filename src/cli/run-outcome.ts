@@ -50,14 +50,17 @@ export class RunOutcome {
   result({ end, consoleTail }: MicrovmEnd): { status: number | undefined; message: string | undefined } {
     if (this.status !== undefined) return { status: this.status, message: this.failure };
     if (this.failure !== undefined) return { status: EXIT_ERROR, message: this.failure };
-    return { status: undefined, message: describeEnd(end) + tail(consoleTail) };
+    return { status: undefined, message: describeEnd(end, consoleTail) + tail(consoleTail) };
   }
 }
 
-function describeEnd(end: MicrovmEnd["end"]): string {
+function describeEnd(end: MicrovmEnd["end"], console: string): string {
   switch (end.kind) {
-    case "reset":
-      return "the guest restarted before the program ended.";
+    case "reset": {
+      const [, panic] = /Kernel panic - not syncing: (.*)/.exec(console) ?? [];
+      if (panic === undefined) return "the guest restarted before the program ended.";
+      return `the guest's kernel panicked before the program ended: ${printable(panic.trimEnd())}`;
+    }
     case "stopped":
       return "the guest was stopped before the program ended.";
     case "shutdown":

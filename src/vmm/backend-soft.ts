@@ -1,6 +1,13 @@
 /** The software CPU as a backend of the machine. */
 
-import { createSoftMemory, requestStop, SoftIrqLine, softWriteHook } from "../hypervisor/soft/index.ts";
+import {
+  createSoftMemory,
+  requestPause,
+  requestResume,
+  requestStop,
+  SoftIrqLine,
+  softWriteHook,
+} from "../hypervisor/soft/index.ts";
 import type { Backend } from "./backend.ts";
 import { loadInterpreter } from "./interpreter-cache.ts";
 
@@ -9,7 +16,9 @@ export const backend: Backend = {
   irqLine: (memory, gsi) => new SoftIrqLine(memory, gsi),
   writeHook: softWriteHook,
   requestStop,
-  async createVcpu({ memory, ramBytes, pio, mmio, log }) {
+  requestPause,
+  requestResume,
+  async createVcpu({ memory, ramBytes, pio, mmio, log, onPaused }) {
     const [{ SoftVcpu }, interpreter] = await Promise.all([
       import("../hypervisor/soft/vcpu.ts"),
       loadInterpreter(),
@@ -21,6 +30,7 @@ export const backend: Backend = {
       memory,
       ramBytes,
       log,
+      onPaused,
       bus: {
         pioRead: (port, size) => pio.read(port, size),
         pioWrite: (port, size, value) => pio.write(port, size, value),

@@ -6,6 +6,7 @@
 import type { IrqLine } from "../devices/types.ts";
 import type { BootRegisters, VcpuEnd } from "../hypervisor/types.ts";
 import type { WriteHook } from "../memory/guest-memory.ts";
+import type { EventFd } from "../platform/eventfd.ts";
 import type { Bus } from "./bus.ts";
 
 /** Guest RAM: starts `base` bytes into the shared memory's buffer. */
@@ -15,14 +16,19 @@ export interface BackendMemory {
 }
 
 export interface VcpuOptions {
+  /** Number and APIC id of the vCPU, from 0. */
+  readonly index: number;
   readonly memory: WebAssembly.Memory;
   readonly ramBytes: number;
   readonly pio: Bus;
   readonly mmio: Bus;
   readonly log: (message: string) => void;
+  /** To be called when the vCPU has stopped for {@link Backend.requestPause}. */
+  readonly onPaused: () => void;
 }
 
 export interface Vcpu {
+  /** For vCPU 0; the others wait in {@link run} for the guest to start them. */
   setBootRegisters(registers: BootRegisters): void;
   /** Runs the guest on this thread until it ends. */
   run(): VcpuEnd;
@@ -32,22 +38,34 @@ export interface Vcpu {
 
 export interface Backend {
   /** RAM of `ramBytes` (a multiple of 64 KiB), zeroed, and whatever the backend keeps beside it. */
-  createMemory(ramBytes: number): BackendMemory;
+  createMemory(ramBytes: number, vcpus: number): BackendMemory;
   /** Interrupt line `gsi`, for the calling thread. */
   irqLine(memory: WebAssembly.Memory, gsi: number): IrqLine;
   /** To be called after a device thread wrote guest RAM, if the backend has to know. */
   writeHook(memory: WebAssembly.Memory): WriteHook | undefined;
   /** Any thread: makes {@link Vcpu.run} return `stopped` soon, also from a halted CPU. */
   requestStop(memory: WebAssembly.Memory): void;
+  /** Any thread: every vCPU calls its `onPaused` soon and then executes nothing until {@link requestResume}. */
+  requestPause(memory: WebAssembly.Memory): void;
+  /** Any thread: paused vCPUs go on. */
+  requestResume(memory: WebAssembly.Memory): void;
   createVcpu(options: VcpuOptions): Promise<Vcpu>;
+  /**
+   * Any thread: an event that counts the guest's 4-byte writes of `value` at `gpa`, which then do not reach the bus.
+   * A backend without it sends them there.
+   */
+  ioEvent?(memory: WebAssembly.Memory, gpa: number, value: number): EventFd;
+  /** Gives back what the backend took besides memory. To be called once, when no thread uses the machine any more. */
+  release?(memory: WebAssembly.Memory): void;
 }
 
 /**
- * Loads a backend. `name` is `soft`, or the URL of a module whose `backend` export is a {@link Backend}: a
+ * Loads a backend. `name` is `kvm`, `soft`, or the URL of a module whose `backend` export is a {@link Backend}: a
  * scripted CPU in tests.
  */
 export async function loadBackend(name: string): Promise<Backend> {
   if (name === "soft") return (await import("./backend-soft.ts")).backend;
+  if (name === "kvm") return (await import("./backend-kvm.ts")).backend;
   const module: unknown = await import(name);
   if (typeof module !== "object" || module === null || !("backend" in module) || !isBackend(module.backend)) {
     throw new Error(`${name} is no CPU backend: it has no \`backend\` with a createVcpu method`);

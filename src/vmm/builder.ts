@@ -7,13 +7,14 @@ import { Logger } from "../observe/logger.ts";
 import { EventFd } from "../platform/eventfd.ts";
 import { closeFile } from "../platform/files.ts";
 import { loadBackend } from "./backend.ts";
+import { CommandSender } from "./commands.ts";
 import { ConfigError } from "./config-error.ts";
 import { CONTROL_STOP, Doorbell, SLOT_CONTROL } from "./doorbell.ts";
-import { type OpenDisk, openDisk } from "./file-disk.ts";
+import { openDisk } from "./file-disk.ts";
 import { concatenated, fileSource } from "./file-source.ts";
 import { type MachinePlan, planMachine, type VirtioDevicePlan } from "./machine.ts";
 import type { VcpuCommand, VcpuEvent, VmmEvent, VmmStart } from "./messages.ts";
-import { Microvm, type MicrovmEvents } from "./microvm.ts";
+import { Microvm, type MicrovmEvents, type RunningDrive } from "./microvm.ts";
 import type { DriveSpec, MachineSpec } from "./spec.ts";
 import type { Timings } from "./timings.ts";
 
@@ -43,19 +44,25 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
     () => new Worker(new URL("./vcpu-worker.ts", import.meta.url)),
   );
   const workers = [vmm, ...vcpus];
-  const disks: OpenDisk[] = [];
+  const drives: RunningDrive[] = [];
+  const commands = new MessageChannel();
   const wake = EventFd.create();
+  let releaseBackend = () => {};
   const release = () => {
+    releaseBackend();
     wake.close();
-    for (const disk of disks) closeFile(disk.fd);
+    for (const { disk } of drives) closeFile(disk.fd);
   };
   let doorbell: Doorbell | undefined;
   try {
-    for (const drive of spec.drives) disks.push(openDisk(drive.id, drive.path, drive.readOnly));
+    for (const { id, path, readOnly } of spec.drives) {
+      drives.push({ id, readOnly, disk: openDisk(id, path, readOnly) });
+    }
 
     const backend = await loadBackend(options.backend);
     const ramBytes = spec.memMib * MIB;
-    const { memory, base } = createMemory(() => backend.createMemory(ramBytes), spec.memMib);
+    const { memory, base } = createMemory(() => backend.createMemory(ramBytes, spec.vcpus), spec.memMib);
+    releaseBackend = () => backend.release?.(memory);
     const ram = guestRam(memory, base, ramBytes);
     const plan = planMachine({
       backend: options.backend,
@@ -63,7 +70,7 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
       ram,
       wakeFd: wake.fd,
       vcpus: spec.vcpus,
-      devices: virtioDevices(spec, disks),
+      devices: virtioDevices(spec, drives),
       serial: spec.serial,
       bootTimer: spec.bootTimer,
       startedAt,
@@ -75,7 +82,7 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
 
     const vmmReady = nextEvent<VmmEvent>(vmm, "the device thread");
     const vcpusReady = vcpus.map((vcpu, i) => nextEvent<VcpuEvent>(vcpu, `vCPU ${i}`));
-    vmm.postMessage({ plan } satisfies VmmStart);
+    vmm.postMessage({ plan, commands: commands.port2 } satisfies VmmStart, [commands.port2]);
     for (const [index, vcpu] of vcpus.entries()) {
       vcpu.postMessage({ kind: "start", plan, index } satisfies VcpuCommand);
     }
@@ -94,15 +101,32 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
 
     await ready;
     timings?.mark("threads ready");
-    const requestStop = () => backend.requestStop(memory);
-    const microvm = new Microvm({ vmm, vcpus, doorbell, requestStop, release }, options.events);
-    vcpus[0]!.postMessage({ kind: "run", registers: boot.registers } satisfies VcpuCommand);
+    const microvm = new Microvm(
+      {
+        vmm,
+        vcpus,
+        doorbell,
+        requestStop: () => backend.requestStop(memory),
+        requestPause: () => backend.requestPause(memory),
+        requestResume: () => backend.requestResume(memory),
+        commands: new CommandSender(commands.port1, doorbell),
+        drives,
+        release,
+      },
+      options.events,
+    );
+    for (const [index, vcpu] of vcpus.entries()) {
+      const registers = index === 0 ? boot.registers : undefined;
+      vcpu.postMessage({ kind: "run", registers } satisfies VcpuCommand);
+    }
     return microvm;
   } catch (error) {
     // The device thread may sleep in epoll_wait, where only the doorbell reaches it.
     doorbell?.ring(SLOT_CONTROL, CONTROL_STOP);
-    for (const worker of workers) worker.terminate();
-    for (const disk of disks) closeFile(disk.fd);
+    commands.port1.close();
+    // Their threads may be in the middle of using it.
+    Promise.all(workers.map(terminated)).then(releaseBackend);
+    for (const { disk } of drives) closeFile(disk.fd);
     throw error;
   }
 }
@@ -126,11 +150,11 @@ function guestRam(memory: WebAssembly.Memory, base: number, size: number): Guest
 }
 
 /** In the order of their windows: the drives first, so that the root drive is /dev/vda. */
-function virtioDevices(spec: MachineSpec, disks: readonly OpenDisk[]): VirtioDevicePlan[] {
+function virtioDevices(spec: MachineSpec, drives: readonly RunningDrive[]): VirtioDevicePlan[] {
   const devices: VirtioDevicePlan[] = spec.drives.map(({ id, readOnly, cacheType }, i) => ({
     kind: "block",
     id,
-    disk: disks[i]!,
+    disk: drives[i]!.disk,
     readOnly,
     cacheType,
   }));
@@ -150,6 +174,14 @@ function commandLine(spec: MachineSpec, plan: MachinePlan): string {
 
 function rootDevice(root: DriveSpec): string {
   return root.partuuid === undefined ? "/dev/vda" : `PARTUUID=${root.partuuid}`;
+}
+
+/** Ends the worker, and resolves when its thread is gone. */
+function terminated(worker: Worker): Promise<void> {
+  return new Promise((resolve) => {
+    worker.addEventListener("close", () => resolve());
+    worker.terminate();
+  });
 }
 
 /** The worker's first message. Rejects if that is a failure. */

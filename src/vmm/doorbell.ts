@@ -17,6 +17,8 @@ export const MAX_SLOTS = 32;
 /** Bits of {@link SLOT_CONTROL}. */
 export const CONTROL_STOP = 0;
 export const CONTROL_CTRL_ALT_DEL = 1;
+/** A VmmCommand waits in the vmm thread's message port. */
+export const CONTROL_COMMAND = 2;
 
 /** Words of the shared region. */
 const ASLEEP = 0;

@@ -1,17 +1,20 @@
-/** What the threads of a microVM say to each other by postMessage: only before the guest runs, and at its end. */
+/** What the threads of a microVM say to each other by postMessage: nothing that a guest waits for. */
 
 import type { BootRegisters, VcpuEnd } from "../hypervisor/types.ts";
+import type { DeviceMetrics, VmmReply } from "./commands.ts";
 import type { MachinePlan } from "./machine.ts";
 
 /** Main thread to the vmm thread: build your devices and serve them. */
 export interface VmmStart {
   readonly plan: MachinePlan;
+  /** Brings a VmmCommand after each ring of CONTROL_COMMAND. */
+  readonly commands: MessagePort;
 }
 
-/** Main thread to a vCPU thread. `start` builds the CPU, `run` enters the guest. */
+/** Main thread to a vCPU thread. `start` builds the CPU, `run` enters the guest; vCPU 0 is the one with registers. */
 export type VcpuCommand =
   | { readonly kind: "start"; readonly plan: MachinePlan; readonly index: number }
-  | { readonly kind: "run"; readonly registers: BootRegisters };
+  | { readonly kind: "run"; readonly registers: BootRegisters | undefined };
 
 export type VmmEvent =
   | { readonly kind: "ready" }
@@ -20,11 +23,13 @@ export type VmmEvent =
   /** stdout of the program run by `sparkler run` cannot be written any more. */
   | { readonly kind: "output-broken"; readonly code: string; readonly message: string }
   /** All output is flushed. `consoleTail`: the last of what the guest sent to its serial port, if kept. */
-  | { readonly kind: "stopped"; readonly consoleTail: string }
+  | { readonly kind: "stopped"; readonly consoleTail: string; readonly metrics: DeviceMetrics }
+  | { readonly kind: "reply"; readonly reply: VmmReply }
   | { readonly kind: "failed"; readonly message: string };
 
 export type VcpuEvent =
   | { readonly kind: "ready" }
+  | { readonly kind: "paused" }
   | { readonly kind: "end"; readonly end: VcpuEnd; readonly stats: Record<string, number> }
   | { readonly kind: "failed"; readonly message: string };
 

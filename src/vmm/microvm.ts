@@ -1,7 +1,11 @@
-/** A running microVM, as the main thread holds it: how to stop it and how it ended. */
+/** A running microVM, as the main thread holds it: how to pause, change and stop it, and how it ended. */
 
 import type { VcpuEnd } from "../hypervisor/types.ts";
+import { closeFile } from "../platform/files.ts";
+import type { CommandSender, DeviceMetrics } from "./commands.ts";
+import { ConfigError } from "./config-error.ts";
 import { CONTROL_CTRL_ALT_DEL, CONTROL_STOP, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
+import { type OpenDisk, openDisk } from "./file-disk.ts";
 import type { VcpuEvent, VmmEvent } from "./messages.ts";
 
 /** How a microVM ended. */
@@ -11,6 +15,8 @@ export interface MicrovmEnd {
   readonly consoleTail: string;
   /** Counters of the CPU backend. */
   readonly stats: Readonly<Record<string, number>>;
+  /** Counters of the devices; undefined if their thread broke. */
+  readonly metrics?: DeviceMetrics | undefined;
 }
 
 export interface MicrovmEvents {
@@ -23,11 +29,22 @@ export interface MicrovmEvents {
 /** How long a vCPU may take to notice a stop request, ms. It polls in much less; this is for a broken one. */
 const STOP_TIMEOUT_MS = 2000;
 
+/** A drive of the running machine. Its disk may be changed. */
+export interface RunningDrive {
+  readonly id: string;
+  readonly readOnly: boolean;
+  disk: OpenDisk;
+}
+
 export interface MicrovmParts {
   readonly vmm: Worker;
   readonly vcpus: readonly Worker[];
   readonly doorbell: Doorbell;
   readonly requestStop: () => void;
+  readonly requestPause: () => void;
+  readonly requestResume: () => void;
+  readonly commands: CommandSender;
+  readonly drives: readonly RunningDrive[];
   /** Releases descriptors. Called once, when all threads are done; not at all if one of them is stuck. */
   readonly release: () => void;
 }
@@ -41,6 +58,10 @@ export class Microvm {
   private running: number;
   private finished = false;
   private stopTimer: ReturnType<typeof setTimeout> | undefined;
+  private pauseAsked = false;
+  /** vCPUs that have not stopped yet for the pause that was asked for. */
+  private stillRunning = 0;
+  private pauseWaiter: { resolve(): void; reject(error: Error): void } | undefined;
 
   /** The workers must be ready, and the vCPUs told to run. */
   constructor(
@@ -78,12 +99,59 @@ export class Microvm {
     this.parts.doorbell.ring(SLOT_CONTROL, CONTROL_CTRL_ALT_DEL);
   }
 
+  /** True from a call of {@link pause} to one of {@link resume}. */
+  get paused(): boolean {
+    return this.pauseAsked;
+  }
+
+  /** Resolves when no vCPU executes anything any more. Harmless if it is paused. Rejects if the microVM ends. */
+  pause(): Promise<void> {
+    if (this.finished) return Promise.reject(new Error("the microVM has ended"));
+    if (this.pauseAsked) return Promise.resolve();
+    this.pauseAsked = true;
+    this.stillRunning = this.running;
+    return new Promise((resolve, reject) => {
+      this.pauseWaiter = { resolve, reject };
+      this.parts.requestPause();
+    });
+  }
+
+  /** Ends a pause. Harmless if there is none. */
+  resume(): void {
+    if (!this.pauseAsked) return;
+    this.pauseAsked = false;
+    this.parts.requestResume();
+  }
+
+  /**
+   * Puts another file behind drive `id`, or looks anew at how long the present one is. Throws `ConfigError` if
+   * there is no such drive or the file cannot be used; then the drive stays as it is.
+   */
+  async updateDrive(id: string, path: string): Promise<void> {
+    const drive = this.parts.drives.find((other) => other.id === id);
+    if (drive === undefined) throw new ConfigError(`There is no drive \`${id}\`.`);
+    const before = drive.disk;
+    const disk = openDisk(id, path, drive.readOnly, before);
+    // From here on the end of the machine closes the new one.
+    drive.disk = disk;
+    await this.parts.commands.send({ kind: "update-disk", id, disk });
+    closeFile(before.fd);
+  }
+
+  /** Counters of the devices. Rejects if the microVM ends first. */
+  async deviceMetrics(): Promise<DeviceMetrics> {
+    return (await this.parts.commands.send({ kind: "metrics" })).metrics;
+  }
+
   private vcpuEvent(event: VcpuEvent): void {
     if (event.kind === "failed") {
       this.fail(event.message);
+    } else if (event.kind === "paused") {
+      if (--this.stillRunning === 0) this.pauseWaiter?.resolve();
     } else if (event.kind === "end") {
       this.stats = event.stats;
-      this.end ??= event.end;
+      // With several vCPUs the others only stop because of the one that ended by itself, and may be told of first.
+      if (this.end === undefined || this.end.kind === "stopped") this.end = event.end;
       this.running--;
       if (this.running === 0) {
         // Output may take as long as its reader does; only a further stop() sets a limit to that.
@@ -105,8 +173,11 @@ export class Microvm {
         this.events.onOutputBroken?.(event.code, event.message);
         break;
       case "stopped":
-        this.finish(this.end ?? { kind: "stopped" }, event.consoleTail);
+        this.finish(this.end ?? { kind: "stopped" }, event.consoleTail, event.metrics);
         this.parts.release();
+        break;
+      case "reply":
+        this.parts.commands.answered(event.reply);
         break;
       case "failed":
         this.fail(event.message);
@@ -119,15 +190,17 @@ export class Microvm {
     this.finish({ kind: "error", detail }, "");
   }
 
-  private finish(end: VcpuEnd, consoleTail: string): void {
+  private finish(end: VcpuEnd, consoleTail: string, metrics?: DeviceMetrics): void {
     if (this.finished) return;
     this.finished = true;
     clearTimeout(this.stopTimer);
+    this.pauseWaiter?.reject(new Error("the microVM has ended"));
+    this.parts.commands.close();
     for (const worker of [this.parts.vmm, ...this.parts.vcpus]) {
       worker.onmessage = null;
       worker.onerror = null;
       worker.terminate();
     }
-    this.settle({ end, consoleTail, stats: this.stats });
+    this.settle({ end, consoleTail, stats: this.stats, metrics });
   }
 }

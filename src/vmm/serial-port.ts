@@ -2,6 +2,7 @@
 
 import type { SerialBack } from "../devices/legacy/serial.ts";
 import type { Epoll } from "../platform/epoll.ts";
+import type { UartMetrics } from "./commands.ts";
 import { InputStream, OutputStream } from "./host-stream.ts";
 import type { SerialSpec } from "./spec.ts";
 
@@ -32,6 +33,8 @@ class Tail {
 
 export class SerialPort {
   readonly input: InputStream | undefined;
+  private sent = 0;
+  private received = 0;
   private readonly output: OutputStream | undefined;
   private readonly tail: Tail | undefined;
   /** Taken from the port, not yet taken by the descriptor. While there is some, the port is left to fill up. */
@@ -56,7 +59,11 @@ export class SerialPort {
       this.input = new InputStream(
         epoll,
         spec.inputFd,
-        (bytes) => back.pushInput(bytes),
+        (bytes) => {
+          const taken = back.pushInput(bytes);
+          this.received += taken;
+          return taken;
+        },
         () => {},
       );
     }
@@ -78,6 +85,10 @@ export class SerialPort {
     this.output?.close();
   }
 
+  get metrics(): UartMetrics {
+    return { sent: this.sent, received: this.received, lost: this.back.lostOutput };
+  }
+
   get tailText(): string {
     return this.tail?.text() ?? "";
   }
@@ -93,6 +104,7 @@ export class SerialPort {
         // Left in the port's ring, so that a guest which goes on sending is the one that waits.
         if (this.pending.length > 0) throw OUTPUT_FULL;
         this.tail?.add(bytes);
+        this.sent += bytes.length;
         const taken = this.output?.write(bytes) ?? bytes.length;
         if (taken < bytes.length) this.pending = bytes.slice(taken);
       });

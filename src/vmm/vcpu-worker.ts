@@ -28,11 +28,13 @@ async function createVcpu(plan: MachinePlan, index: number): Promise<Vcpu> {
     onBoot: () => log.info(bootTime(plan)),
   });
   return backend.createVcpu({
+    index,
     memory: plan.memory,
     ramBytes: plan.ram.size,
     pio,
     mmio,
     log: (message) => log.warn(message),
+    onPaused: () => post({ kind: "paused" }),
   });
 }
 
@@ -56,7 +58,7 @@ self.onmessage = async ({ data }: MessageEvent<VcpuCommand>) => {
       return;
     }
     if (vcpu === undefined) throw new Error("a vCPU was told to run before it was built");
-    vcpu.setBootRegisters(data.registers);
+    if (data.registers !== undefined) vcpu.setBootRegisters(data.registers);
     const end = vcpu.run();
     const reason: VcpuEnd = end.kind === "stopped" && resetRequested ? { kind: "reset" } : end;
     post({ kind: "end", end: reason, stats: vcpu.stats() });

@@ -6,14 +6,19 @@
 import { I8042_GSI, SERIAL_GSI } from "../boot/layout.ts";
 import { I8042Back } from "../devices/legacy/i8042.ts";
 import { SerialBack } from "../devices/legacy/serial.ts";
+import { BlockDevice } from "../devices/virtio/block/block.ts";
 import type { VirtioDevice } from "../devices/virtio/device.ts";
 import { createMmio, type MmioBack } from "../devices/virtio/mmio/back.ts";
+import { QUEUE_NOTIFY } from "../devices/virtio/mmio/registers.ts";
+import { RngDevice } from "../devices/virtio/rng/rng.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
 import { Logger } from "../observe/logger.ts";
 import { EPOLLIN, Epoll } from "../platform/epoll.ts";
 import { EventFd } from "../platform/eventfd.ts";
 import type { Backend } from "./backend.ts";
+import type { DeviceMetrics, VmmCommand } from "./commands.ts";
 import {
+  CONTROL_COMMAND,
   CONTROL_CTRL_ALT_DEL,
   CONTROL_STOP,
   Doorbell,
@@ -22,6 +27,7 @@ import {
   SLOT_SERIAL,
   SLOT_VIRTIO,
 } from "./doorbell.ts";
+import { FileDisk } from "./file-disk.ts";
 import type { MachinePlan, VirtioDevicePlan } from "./machine.ts";
 import { Mailbox } from "./mailbox.ts";
 import type { VmmEvent } from "./messages.ts";
@@ -41,12 +47,21 @@ export class VmmThread {
   private readonly serial: SerialPort;
   private readonly keyboard: I8042Back;
   private readonly virtio: MmioBack[] = [];
+  private readonly blocks = new Map<string, BlockDevice>();
+  private entropy: RngDevice | undefined;
   private readonly log: Logger;
   private program: ProgramConsole | undefined;
   private stopping = false;
   private busyTurns = 0;
+  private readonly spinRounds: number = SPIN_ROUNDS;
 
-  constructor(plan: MachinePlan, backend: Backend, post: (event: VmmEvent) => void) {
+  /** `nextCommand` gives the next of what the main thread asks for, after it rang. */
+  constructor(
+    plan: MachinePlan,
+    backend: Backend,
+    private readonly post: (event: VmmEvent) => void,
+    private readonly nextCommand: () => VmmCommand | undefined,
+  ) {
     this.log = new Logger(plan.log, "fc_vmm");
     const { shared } = plan;
     const wake = new EventFd(plan.wakeFd);
@@ -62,21 +77,44 @@ export class VmmThread {
     const memory = new GuestMemory(plan.ram);
     const hook = backend.writeHook(plan.memory);
     if (hook !== undefined) memory.setWriteHook(hook);
-    for (const [i, { device, offset, gsi }] of plan.virtio.entries()) {
+    // Without the vCPU's part in it a notification comes as an event, which a look at the doorbell does not see.
+    if (backend.ioEvent !== undefined) this.spinRounds = 0;
+    for (const [i, { device, gpa, offset, gsi }] of plan.virtio.entries()) {
       const slot = SLOT_VIRTIO + i;
       const requeue = (queue: number) => this.doorbell.ring(slot, queue);
-      const back = createMmio(shared, offset, this.createDevice(device, post), memory, irqLine(gsi), {
+      const back = createMmio(shared, offset, this.createDevice(device), memory, irqLine(gsi), {
         log: (message) => this.log.warn(message),
         requeue,
       });
       this.virtio.push(back);
+      for (const queue of back.device.queueSizes.keys()) {
+        const event = backend.ioEvent?.(plan.memory, gpa + QUEUE_NOTIFY, queue);
+        if (event === undefined) continue;
+        this.epoll.watch(event.fd, EPOLLIN, () => {
+          event.clear();
+          back.notify(queue);
+        });
+      }
     }
   }
 
-  private createDevice(plan: VirtioDevicePlan, post: (event: VmmEvent) => void): VirtioDevice {
-    if (plan.kind !== "console") return createVirtioDevice(plan);
-    this.program = new ProgramConsole(this.epoll, plan.program, post);
-    return this.program.device;
+  private createDevice(plan: VirtioDevicePlan): VirtioDevice {
+    if (plan.kind === "console") {
+      this.program = new ProgramConsole(this.epoll, plan.program, this.post);
+      return this.program.device;
+    }
+    const device = createVirtioDevice(plan);
+    if (device instanceof BlockDevice && plan.kind === "block") this.blocks.set(plan.id, device);
+    if (device instanceof RngDevice) this.entropy = device;
+    return device;
+  }
+
+  get metrics(): DeviceMetrics {
+    return {
+      blocks: Object.fromEntries([...this.blocks].map(([id, device]) => [id, device.metrics])),
+      entropy: this.entropy?.metrics,
+      uart: this.serial.metrics,
+    };
   }
 
   /** Last of the serial output, if the plan wants it kept. */
@@ -102,7 +140,7 @@ export class VmmThread {
   private turn(): void {
     if (this.serve()) {
       if (this.stopping) return;
-      if (++this.busyTurns < MAX_BUSY_TURNS && this.doorbell.spin(SPIN_ROUNDS)) return;
+      if (++this.busyTurns < MAX_BUSY_TURNS && this.doorbell.spin(this.spinRounds)) return;
     }
     this.busyTurns = 0;
     const pump = this.pumpInputs();
@@ -141,6 +179,7 @@ export class VmmThread {
       if (bits & (1 << CONTROL_CTRL_ALT_DEL) && !this.keyboard.sendCtrlAltDel()) {
         this.log.warn("Ctrl-Alt-Del not sent: the guest does not read its keyboard.");
       }
+      if (bits & (1 << CONTROL_COMMAND)) this.serveCommands();
       if (bits & (1 << CONTROL_STOP)) this.stopping = true;
       return;
     }
@@ -152,6 +191,16 @@ export class VmmThread {
       const bit = 31 - Math.clz32(rest & -rest);
       if (slot === SLOT_MAILBOX) this.mailboxes[bit]?.serve((device, ...call) => this.call(device, call));
       else this.virtio[slot - SLOT_VIRTIO]?.notify(bit);
+    }
+  }
+
+  private serveCommands(): void {
+    for (let command = this.nextCommand(); command !== undefined; command = this.nextCommand()) {
+      const { sequence, request } = command;
+      if (request.kind === "update-disk") {
+        this.blocks.get(request.id)?.updateDisk(new FileDisk(request.disk), request.disk.id);
+      }
+      this.post({ kind: "reply", reply: { sequence, metrics: this.metrics } });
     }
   }
 

@@ -1,21 +1,16 @@
 /** Compares what the software CPU made of a batch with what a real processor made of it. */
 
-import { Decoder, DECODED } from "../../src/hypervisor/soft/decoder.ts";
-import { MODE_64, REG } from "../../src/hypervisor/soft/layout.ts";
-import type { Insn } from "../../src/hypervisor/soft/table/index.ts";
 import type { CaseBatch, RecordBatch, ResultBatch } from "./batch.ts";
+import { DecodedCase } from "./decoded-case.ts";
 import {
   END_EXCEPTION,
-  FS_BASE,
   FX_FCW,
   FX_FSW,
   FX_FTW,
   FX_MXCSR,
   FX_ST,
   FX_XMM,
-  GS_BASE,
   PAGE_SIZE,
-  RCX,
   RECORD_GPRS,
   RECORD_WINDOW,
   RFLAGS_AC,
@@ -51,61 +46,6 @@ const FXSAVE_IMAGE: readonly Ignored[] = [
   { from: 6, to: 24 },
   { from: 28, to: 32 },
 ];
-
-/** What {@link Comparison} needs to know of a case: its instruction and operands, decoded from its bytes. */
-class DecodedCase {
-  private readonly decoder = new Decoder();
-  insn: Insn | undefined;
-
-  decode(cases: CaseBatch, i: number): void {
-    const code = cases.code(i);
-    const status = this.decoder.decode(cases.bytes, code.byteOffset, code.byteOffset + code.length, MODE_64);
-    this.insn = status === DECODED ? this.decoder.insn : undefined;
-  }
-
-  get size(): number {
-    return this.decoder.size;
-  }
-  get opcode(): number {
-    return this.decoder.opcode;
-  }
-  get modrm(): number {
-    return this.decoder.modrm;
-  }
-  get mem(): boolean {
-    return this.decoder.mem;
-  }
-
-  /** The size of the first operand, which flags are about. */
-  get flagsSize(): number {
-    return this.insn?.operands[0]?.[1] === "b" ? 1 : this.decoder.size;
-  }
-
-  /** Count of a shift or rotate as encoded. */
-  count(cases: CaseBatch, i: number): number {
-    const last = this.insn?.operands.at(-1);
-    if (last === "cb") return cases.u32[cases.gprIndex(i, RCX)]! & 0xff;
-    return last === "1" ? 1 : this.decoder.imm & 0xff;
-  }
-
-  /** Linear address of the memory operand. */
-  address(cases: CaseBatch, i: number): bigint {
-    const d = this.decoder;
-    const register = (offset: number): bigint => {
-      if (offset === REG.zero) return 0n;
-      return offset === REG.vbase
-        ? BigInt(cases.codeAddress(i) + cases.code(i).length)
-        : cases.gpr(i, (offset - REG.gpr) / 8);
-    };
-    const displacement = (BigInt(d.dispHigh) << 32n) | BigInt(d.dispLow >>> 0);
-    let address = register(d.base) + (register(d.indexReg) << BigInt(d.scale)) + displacement;
-    if (d.addr32) address = BigInt.asUintN(32, address);
-    const segment = (d.segment - REG.segBase) / 8;
-    if (segment === 4) address += BigInt(FS_BASE);
-    if (segment === 5) address += BigInt(GS_BASE);
-    return BigInt.asUintN(64, address);
-  }
-}
 
 export class Comparison {
   private readonly decoded = new DecodedCase();
@@ -240,13 +180,15 @@ export class Comparison {
     const { soft, native, decoded } = this;
     const a = soft.fxAt(i);
     const b = native.fxAt(i);
-    const inexact = decoded.opcode === 0xd9 && TRANSCENDENTAL.has(decoded.modrm) && decoded.insn?.fpu === "x87";
+    const inexact =
+      decoded.opcode === 0xd9 && TRANSCENDENTAL.has(decoded.modrm) && decoded.insn?.fpu === "x87";
     field("fcw", soft.view.getUint16(a + FX_FCW, true), native.view.getUint16(b + FX_FCW, true));
     const fsw = inexact ? ~(FSW_C1 | FSW_PE) : -1;
     field("fsw", soft.view.getUint16(a + FX_FSW, true) & fsw, native.view.getUint16(b + FX_FSW, true) & fsw);
     field("ftw", soft.view.getUint8(a + FX_FTW), native.view.getUint8(b + FX_FTW));
     field("mxcsr", soft.view.getUint32(a + FX_MXCSR, true), native.view.getUint32(b + FX_MXCSR, true));
-    for (let reg = 0; reg < 8; reg++) this.compareSt(a + FX_ST + 16 * reg, b + FX_ST + 16 * reg, reg, inexact, out);
+    for (let reg = 0; reg < 8; reg++)
+      this.compareSt(a + FX_ST + 16 * reg, b + FX_ST + 16 * reg, reg, inexact, out);
     for (let at = 0; at < 256; at += 8) {
       const x = soft.view.getBigUint64(a + FX_XMM + at, true);
       const y = native.view.getBigUint64(b + FX_XMM + at, true);
@@ -281,4 +223,3 @@ function errorCode(results: ResultBatch, i: number): number {
   const code = results.errorCode(i);
   return results.trap(i) === TRAP_PF && results.cr2(i) >= TWO_47 ? code | PF_PRESENT : code;
 }
-

@@ -83,7 +83,9 @@ export class Encoder {
     this.addr32 = false;
     this.rex = random.oneIn(2) ? REX : 0;
     this.sizePrefixes(form);
-    if (form.lock) this.prefixes.push(PREFIX_LOCK);
+    // Where LOCK is not allowed it is #UD; AMD's processors give it a meaning before moves to CR0.
+    const refusesLock = !(insn.lock && form.mem) && !insn.system;
+    if (form.lock || (refusesLock && random.oneIn(256))) this.prefixes.push(PREFIX_LOCK);
     if (form.rep !== 0) this.prefixes.push(form.rep);
     else if (insn.prefix !== undefined && insn.prefix !== 0) this.prefixes.push(insn.prefix);
     else if (ignoresRep(form) && random.oneIn(32)) {
@@ -113,7 +115,8 @@ export class Encoder {
     if (rule === "v" || rule === "y" || rule === "stack") {
       // 66 changes near branches on AMD's processors, and REX.W beats it elsewhere.
       const harmless = rule === "v" && size === 8 && insn.prefix === undefined;
-      if ((size === 2 && rule !== "y") || (harmless && random.oneIn(8))) this.prefixes.push(PREFIX_OPERAND_SIZE);
+      if ((size === 2 && rule !== "y") || (harmless && random.oneIn(8)))
+        this.prefixes.push(PREFIX_OPERAND_SIZE);
       if (rule === "stack" && size === 8 && random.oneIn(8)) this.rex |= REX | REX_W;
       return;
     }
@@ -170,9 +173,12 @@ export class Encoder {
       if (index === RSP || !allowed(index)) index = -1;
     }
     const shifted = (reg: number): bigint =>
-      reg < 0 ? 0n : (this.addr32 ? BigInt.asUintN(32, cases.gpr(i, reg)) : cases.gpr(i, reg)) << BigInt(scale);
+      reg < 0
+        ? 0n
+        : (this.addr32 ? BigInt.asUintN(32, cases.gpr(i, reg)) : cases.gpr(i, reg)) << BigInt(scale);
     if (kind < 4) {
-      if (index >= 0 && ((placement.pinned >> index) & 1) === 0) cases.setGpr64(i, index, BigInt(random.below(4096) - 2048));
+      if (index >= 0 && ((placement.pinned >> index) & 1) === 0)
+        cases.setGpr64(i, index, BigInt(random.below(4096) - 2048));
       const displacement = target - shifted(index);
       if (!this.fits(displacement)) return false;
       this.encodeBase(-1, index, scale, displacement, 4);
@@ -184,7 +190,8 @@ export class Encoder {
     if (solvable) {
       const bytes = (base & 7) === 5 ? 1 + 3 * random.below(2) : random.pick([0, 1, 1, 4]);
       random.interesting64();
-      const displacement = bytes === 0 ? 0n : bytes === 1 ? BigInt(random.low << 24 >> 24) : BigInt(random.low | 0);
+      const displacement =
+        bytes === 0 ? 0n : bytes === 1 ? BigInt((random.low << 24) >> 24) : BigInt(random.low | 0);
       this.encodeBase(base, index, scale, displacement, bytes);
       this.solveBase(cases, i, placement.address, shifted(index) + displacement);
       return true;

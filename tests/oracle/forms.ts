@@ -4,9 +4,9 @@
  * operation.
  */
 
+import type { Size } from "../../src/hypervisor/soft/context.ts";
 import { x87Operand } from "../../src/hypervisor/soft/float/x87.ts";
 import { variants64 } from "../../src/hypervisor/soft/interpreter.ts";
-import type { Size } from "../../src/hypervisor/soft/context.ts";
 import { INSTRUCTIONS, type Insn } from "../../src/hypervisor/soft/table/index.ts";
 import type { BatchOptions } from "./batch.ts";
 
@@ -141,7 +141,7 @@ function rowForms(insn: Insn): Form[] {
     rmField: insn.rmField ?? -1,
     state: stateKind(insn),
     mayRun: mayRun(insn),
-    mayFault: mayFault(insn, v.mem),
+    mayFault: mayFault(insn, v.mem) || insn.mnemonic === "fwait",
     excluded: exclusion(insn),
   }));
 }
@@ -166,7 +166,11 @@ function x87Forms(insn: Insn): Form[] {
       rmField,
       state: "x87",
       mayRun: defined !== undefined,
-      mayFault: defined === undefined || mem,
+      // A pending exception stops all but the few register forms that do not wait.
+      mayFault:
+        mem ||
+        (!(insn.opcode === 0xdb && regField === 4) && !(insn.opcode === 0xdf && modrm === 0xe0)) ||
+        !defined,
       excluded: fisttp ? "FISTTP belongs to SSE3, which the software CPU does not have" : undefined,
     });
   };

@@ -27,7 +27,13 @@ import {
 import { randomPointer } from "./pointers.ts";
 import type { Random } from "./random.ts";
 
+/** Longest instruction (SDM vol. 2A, 2.3.11). */
+const MAX_LENGTH = 15;
+/** Means nothing in 64-bit mode. */
+const PREFIX_DS = 0x3e;
 const MXCSR_BITS = 0xffff;
+/** FSW.ES and FSW.B. */
+const FSW_SUMMARY = 0x8080;
 const STACK_OUT = new Set(["push", "pushf", "call", "enter"]);
 const STACK_IN = new Set(["pop", "popf", "ret"]);
 const BIT_TESTS = new Set(["bt", "bts", "btr", "btc"]);
@@ -78,6 +84,12 @@ export class Generator {
     if (form.state === "integer") return;
     random.fillSse(cases, i, true);
     random.fillX87(cases, i, true);
+    if (random.oneIn(16)) {
+      // A pending exception: waiting instructions raise #MF instead of running.
+      const exception = 1 << random.below(6);
+      cases.setFcw(i, cases.fcw(i) & ~exception);
+      cases.setFsw(i, cases.fsw(i) | exception | FSW_SUMMARY);
+    }
   }
 
   // --- operands the encoding does not name ---------------------------------------------------------
@@ -94,7 +106,8 @@ export class Generator {
     }
     if (operands.includes("cb") || mnemonic.startsWith("loop") || mnemonic === "jrcxz") {
       const at = cases.gprIndex(i, RCX);
-      if (operands.includes("cb")) cases.bytes[at * 4] = random.oneIn(2) ? random.pick(SHIFT_COUNTS) : random.u32();
+      if (operands.includes("cb"))
+        cases.bytes[at * 4] = random.oneIn(2) ? random.pick(SHIFT_COUNTS) : random.u32();
       else if (random.oneIn(2)) cases.setGpr(i, RCX, random.below(3), encoder.addr32 ? random.u32() : 0);
       return bit(RCX);
     }
@@ -133,7 +146,8 @@ export class Generator {
       // A value that is there to be found, and one that repeats.
       const word = random.oneIn(2) ? cases.gpr(i, RAX) : 0n;
       cases.setGpr64(i, RAX, word);
-      for (let n = random.below(24); n > 0; n--) this.poke(cases, i, cases.gpr(i, RDI) + BigInt(n * bytes), word, bytes);
+      for (let n = random.below(24); n > 0; n--)
+        this.poke(cases, i, cases.gpr(i, RDI) + BigInt(n * bytes), word, bytes);
     }
     if (form.insn.mnemonic.startsWith("cmps") && random.oneIn(2)) {
       for (let n = random.below(24); n >= 0; n--) {
@@ -261,7 +275,12 @@ export class Generator {
       const level = random.oneIn(2) ? 0 : random.oneIn(2) ? random.below(4) : random.below(256);
       return [...littleEndian(random.oneIn(4) ? random.u32() : random.below(64), 2), level];
     }
-    if (bytes === 1 && insn.operands[0]?.[0] === "E" && /^(sh|sa|ro|rc)/.test(insn.mnemonic) && random.oneIn(2)) {
+    if (
+      bytes === 1 &&
+      insn.operands[0]?.[0] === "E" &&
+      /^(sh|sa|ro|rc)/.test(insn.mnemonic) &&
+      random.oneIn(2)
+    ) {
       return [random.pick(SHIFT_COUNTS)];
     }
     if (insn.mnemonic === "ret" && random.oneIn(2)) return littleEndian(8 * random.below(16), 2);
@@ -279,7 +298,7 @@ export class Generator {
   private branchDistance(bytes: number): number[] {
     const { random } = this;
     if (bytes === 1) {
-      const distance = random.u32() << 24 >> 24;
+      const distance = (random.u32() << 24) >> 24;
       return [(distance < 0 && distance >= -MAX_CODE_BYTES ? distance ^ 0x80 : distance) & 0xff];
     }
     const kind = random.below(8);
@@ -363,7 +382,8 @@ export class Generator {
   private operandValue(form: Form, cases: CaseBatch, i: number, size: number): bigint {
     const { encoder } = this;
     if (form.mem) return this.peek(cases, i, encoder.address, size);
-    if (size === 1 && encoder.legacyBytes && encoder.rm >= 4) return (cases.gpr(i, encoder.rm - 4) >> 8n) & 0xffn;
+    if (size === 1 && encoder.legacyBytes && encoder.rm >= 4)
+      return (cases.gpr(i, encoder.rm - 4) >> 8n) & 0xffn;
     return BigInt.asUintN(8 * size, cases.gpr(i, encoder.rm));
   }
 
@@ -457,6 +477,12 @@ export class Generator {
       // Cut off by the end of the page: the fetch of the rest faults.
       const kept = 1 + this.random.below(bytes.length - 1);
       cases.setCode(i, bytes.slice(0, kept), { offset: PAGE_SIZE - kept, trapEnd: true });
+      return;
+    }
+    if (this.random.oneIn(512)) {
+      // More than 15 bytes.
+      const longer = new Array<number>(MAX_LENGTH + 1 + this.random.below(3) - bytes.length).fill(PREFIX_DS);
+      cases.setCode(i, [...longer, ...bytes], { trapEnd });
       return;
     }
     cases.setCode(i, bytes, { trapEnd });

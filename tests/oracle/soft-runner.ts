@@ -117,7 +117,7 @@ export class SoftRunner {
     }
     const start = cases.codeAddress(i);
     state.rip = BigInt(start);
-    const trap = this.execute(start + cases.code(i).length, cases.trapEnd(i));
+    const trap = this.execute(start + cases.code(i).length, cases.trapEnd(i), i % 4 === 3);
     this.report(results, i, trap);
   }
 
@@ -150,12 +150,13 @@ export class SoftRunner {
   }
 
   /** Steps one instruction at a time. Returns the vector of an exception, {@link AT_END} or {@link HANGS}. */
-  private execute(end: number, trapEnd: boolean): number {
+  private execute(end: number, trapEnd: boolean, interrupted: boolean): number {
     const { state, cpu } = this.vcpu;
     const { i32 } = state;
     state.set(MODE, state.get(MODE) | MODE_TF);
-    // With the budget used up, a block of one instruction is left behind it; a repeated one runs to its end.
-    Atomics.store(i32, ATTENTION >> 2, 0);
+    // With the budget used up, a block of one instruction is left behind it; a repeated one runs to its end,
+    // or, in some cases, is left and resumed after every element.
+    Atomics.store(i32, ATTENTION >> 2, interrupted ? -1 : 0);
     for (let step = 0; step < MOST_STEPS; step++) {
       const low = state.get(RIP);
       const high = state.get(RIP + 4);

@@ -5,8 +5,8 @@ import {
   RFLAGS_CF as CF,
   RFLAGS_OF as OF,
   RFLAGS_PF as PF,
-  RFLAGS_SF as SF,
   RFLAGS_STATUS,
+  RFLAGS_SF as SF,
   RFLAGS_ZF as ZF,
 } from "./layout.ts";
 

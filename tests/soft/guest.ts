@@ -27,6 +27,7 @@ import {
   SEG_SELECTOR,
   SFMASK,
   SHADOW_RIP,
+  SS,
   STAR,
   STOP,
 } from "../../src/hypervisor/soft/layout.ts";
@@ -34,7 +35,7 @@ import { createSoftMemory } from "../../src/hypervisor/soft/index.ts";
 import { type SoftBus, updateMode } from "../../src/hypervisor/soft/cpu.ts";
 import type { State } from "../../src/hypervisor/soft/state.ts";
 import { SoftVcpu } from "../../src/hypervisor/soft/vcpu.ts";
-import type { Segment, VcpuEnd } from "../../src/hypervisor/types.ts";
+import type { BootRegisters, Segment, VcpuEnd } from "../../src/hypervisor/types.ts";
 import { MmuPages } from "./machine.ts";
 
 const RAM_BYTES = 4 << 20;
@@ -117,6 +118,8 @@ export interface Trap {
   /** RFLAGS and privilege inside the handler. */
   handlerRflags: number;
   cpl: number;
+  /** SS inside the handler. */
+  handlerSs: number;
 }
 
 export interface RunOptions {
@@ -134,6 +137,8 @@ export interface RunOptions {
   cr3?: number;
   cr4?: bigint;
   efer?: bigint;
+  /** Last change of the registers the run starts with. */
+  tweak?: (registers: BootRegisters) => void;
   /** Called in each handler. True: the handler returns to the (perhaps changed) frame. */
   onTrap?: (trap: Trap) => boolean;
   /** OUT to a port that is not the harness's own. */
@@ -321,7 +326,7 @@ export class Guest {
       this.poke(at, [...options.code, ...ending]);
     }
     const user = cpl === 3 || compat;
-    vcpu.setBootRegisters({
+    const registers: BootRegisters = {
       rip: BigInt(at),
       rsp: BigInt(options.rsp ?? (user ? STACK : KERNEL_STACK)),
       rbp: 0n,
@@ -336,7 +341,9 @@ export class Guest {
       tr: { selector: TSS_SELECTOR, base: BigInt(TSS), limit: TSS_LIMIT, flags: 0x8b },
       gdt: { base: BigInt(GDT), limit: GDT_BYTES - 1 },
       idt: { base: BigInt(IDT), limit: 0xfff },
-    });
+    };
+    options.tweak?.(registers);
+    vcpu.setBootRegisters(registers);
     for (const [offset, value] of Object.entries(options.regs ?? {})) {
       state.set64(Number(offset), BigInt.asUintN(64, BigInt(value)));
     }
@@ -394,6 +401,7 @@ export class Guest {
       cr2: state.get64(CR2),
       handlerRflags: state.rflags,
       cpl: state.cpl,
+      handlerSs: state.get(SEG_SELECTOR + 4 * SS),
     };
   }
 

@@ -386,17 +386,4 @@ describe("non-canonical addresses", () => {
       expect([traps[0]?.vector, traps[0]?.error]).toEqual([13, 0]);
     }
   });
-
-  test("a push there is #SS(0)", () => {
-    reset();
-    const { traps } = guest.run({
-      code: code(`
-        48 89 fc | mov rsp, rdi
-        50       | push rax
-      `),
-      cpl: 3,
-      regs: { [RDI]: BAD[0]! },
-    });
-    expect([traps[0]?.vector, traps[0]?.error, traps[0]?.rip]).toEqual([12, 0, CODE + 3]);
-  });
 });

@@ -13,6 +13,8 @@ import { GuestDriver } from "./guest-driver.ts";
 const EVENTS = 0;
 const STOP = 1;
 const IRQS = 2;
+/** 1: asked to pause. */
+const PAUSE = 40;
 const PAGE = 65536;
 const BASE = PAGE;
 
@@ -44,7 +46,16 @@ export const backend: Backend = {
   writeHook: () => undefined,
   requestStop(memory) {
     Atomics.store(words(memory), STOP, 1);
+    this.requestResume(memory);
     event(memory);
+  },
+  requestPause(memory) {
+    Atomics.store(words(memory), PAUSE, 1);
+    event(memory);
+  },
+  requestResume(memory) {
+    Atomics.store(words(memory), PAUSE, 0);
+    Atomics.notify(words(memory), PAUSE);
   },
   createVcpu: async (options) => new ScriptedVcpu(options),
 };
@@ -89,6 +100,12 @@ class ScriptedVcpu implements Vcpu {
       case "hang":
         this.print("up\n");
         for (;;) this.idle();
+      case "count":
+        for (let i = 0; ; i++) {
+          this.print(`${i}\n`);
+          Atomics.wait(this.words, PAUSE, 0, 5);
+          if (Atomics.load(this.words, STOP) !== 0) throw new Stopped();
+        }
       case "flood":
         for (let i = 0; i < 20_000; i++) this.print(`line ${String(i).padStart(6, "0")}\n`);
         return this.reset();
@@ -125,11 +142,19 @@ class ScriptedVcpu implements Vcpu {
     if (Atomics.wait(this.words, EVENTS, this.seen, 10_000) === "timed-out")
       throw new Error("no interrupt in 10 s");
     this.seen = Atomics.load(this.words, EVENTS);
+    this.waitWhilePaused();
     if (Atomics.load(this.words, STOP) !== 0) throw new Stopped();
   };
 
+  private waitWhilePaused(): void {
+    if (Atomics.load(this.words, PAUSE) === 0) return;
+    this.options.onPaused();
+    while (Atomics.wait(this.words, PAUSE, 1) === "ok");
+  }
+
   private print(text: string): void {
     const { pio } = this.options;
+    this.waitWhilePaused();
     for (const byte of new TextEncoder().encode(text)) {
       while ((pio.read(SERIAL + 5, 1) & 0x20) === 0)
         if (Atomics.load(this.words, STOP) !== 0) throw new Stopped();

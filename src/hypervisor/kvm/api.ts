@@ -33,6 +33,7 @@ export const KVM_SET_FPU = 0x41a0_ae8d;
 export const KVM_GET_LAPIC = 0x8400_ae8e;
 export const KVM_SET_LAPIC = 0x4400_ae8f;
 export const KVM_SET_CPUID2 = 0x4008_ae90;
+export const KVM_KVMCLOCK_CTRL = 0xaead;
 
 /** Capabilities. */
 export const KVM_CAP_IRQCHIP = 0;

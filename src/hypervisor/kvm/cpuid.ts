@@ -135,7 +135,8 @@ function intel(entry: CpuidEntry, { count }: CpuidOptions): void {
   switch (entry.function) {
     case 4:
       if (entry.eax !== 0) {
-        entry.eax = ((cacheSharing(entry.eax, count) & 0x03ff_ffff) | ((count - 1) << CACHE_CORES_SHIFT)) >>> 0;
+        entry.eax =
+          ((cacheSharing(entry.eax, count) & 0x03ff_ffff) | ((count - 1) << CACHE_CORES_SHIFT)) >>> 0;
       }
       break;
     case 6:
@@ -206,9 +207,7 @@ function brand(vendor: string, supported: readonly CpuidEntry[]): string | undef
   if (vendor === "AuthenticAMD") return "AMD EPYC";
   if (vendor !== "GenuineIntel") return undefined;
   const frequency = /@ *([\d.]+[GM]Hz)/.exec(brandText(supported))?.[1];
-  return frequency === undefined
-    ? "Intel(R) Xeon(R) Processor"
-    : `Intel(R) Xeon(R) Processor @ ${frequency}`;
+  return frequency === undefined ? "Intel(R) Xeon(R) Processor" : `Intel(R) Xeon(R) Processor @ ${frequency}`;
 }
 
 function brandText(entries: readonly CpuidEntry[]): string {

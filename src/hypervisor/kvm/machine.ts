@@ -18,13 +18,16 @@ export const KVM_MAX_VCPUS = 32;
 const GSIS = 24;
 
 /** Shared words. A descriptor is kept plus one, so that 0 means none. */
-const W_STOP = 0;
+const W_REQUEST = 0;
 const W_SYSTEM = 1;
 const W_VM = 2;
 const W_VCPU_COUNT = 3;
 const W_RUN_BYTES = 4;
 /** Number of descriptors in the list from W_OWNED on. */
 const W_OWNED_COUNT = 5;
+const W_BASE = 6;
+/** Counts pauses. */
+const W_PAUSES = 7;
 const W_IRQ = 32;
 const W_VCPU_FD = 64;
 const W_VCPU_THREAD = 96;
@@ -32,6 +35,11 @@ const W_OWNED = 128;
 /** Interrupts, vCPUs, and 32 queues of each of 19 devices. */
 const MAX_OWNED = 1024;
 const WORDS = W_OWNED + MAX_OWNED;
+
+/** What is asked of the vCPUs ({@link W_REQUEST}). A stop is final. */
+const REQUEST_NONE = 0;
+const REQUEST_PAUSE = 1;
+const REQUEST_STOP = 2;
 
 const WASM_PAGE = 65_536;
 const PAGE = 4096;
@@ -77,6 +85,7 @@ export class KvmMachine {
       machine.words[W_VM] = machine.own(vm.fd) + 1;
       machine.words[W_RUN_BYTES] = system.vcpuMmapSize;
       machine.words[W_VCPU_COUNT] = vcpus;
+      machine.words[W_BASE] = base;
       for (const [slot, { gpa, size, offset }] of memoryRegions(ramBytes, base).entries()) {
         vm.setMemory(slot, gpa, bytes.subarray(offset, offset + size));
       }
@@ -99,9 +108,9 @@ export class KvmMachine {
     return this.words[W_VCPU_COUNT]!;
   }
 
-  /** Any thread: true once {@link requestStop} was called. */
-  get stopRequested(): boolean {
-    return Atomics.load(this.words, W_STOP) !== 0;
+  /** Where guest RAM starts in the memory, in bytes. */
+  get base(): number {
+    return this.words[W_BASE]!;
   }
 
   /** Creates vCPU `index`, once, and returns its descriptor. Throws {@link SystemError}. */
@@ -112,8 +121,8 @@ export class KvmMachine {
   }
 
   /**
-   * Runs `body` on the calling thread with the kvm_run area of vCPU `index`; {@link requestStop} reaches it from
-   * then on. The area is gone afterwards: while it is mapped, the VM stays in the kernel.
+   * Runs `body` on the calling thread with the kvm_run area of vCPU `index`; requests reach it from then on. The
+   * area is gone afterwards: while it is mapped, the VM stays in the kernel.
    */
   withRunArea<T>(index: number, body: (run: Uint8Array) => T): T {
     const fd = this.words[W_VCPU_FD + index]! - 1;
@@ -127,13 +136,32 @@ export class KvmMachine {
     }
   }
 
-  /**
-   * Any thread: makes every vCPU leave the guest for good. None misses it, wherever it is: before it looks at
-   * `stopRequested` it sees the mark; after that, `immediate_exit` makes KVM_RUN return at once; and if KVM_RUN was
-   * past its look at that, the signal ends it.
-   */
+  /** Any thread: makes every vCPU leave the guest for good. */
   requestStop(): void {
-    Atomics.store(this.words, W_STOP, 1);
+    Atomics.store(this.words, W_REQUEST, REQUEST_STOP);
+    Atomics.notify(this.words, W_REQUEST);
+    this.kick();
+  }
+
+  /** Any thread: makes every vCPU leave the guest until {@link requestResume}. */
+  requestPause(): void {
+    Atomics.add(this.words, W_PAUSES, 1);
+    if (Atomics.compareExchange(this.words, W_REQUEST, REQUEST_NONE, REQUEST_PAUSE) !== REQUEST_NONE) return;
+    this.kick();
+  }
+
+  /** Any thread: ends a pause. */
+  requestResume(): void {
+    Atomics.compareExchange(this.words, W_REQUEST, REQUEST_PAUSE, REQUEST_NONE);
+    Atomics.notify(this.words, W_REQUEST);
+  }
+
+  /**
+   * A request reaches a vCPU wherever it is, once it is in {@link withRunArea}: `immediate_exit` makes the next
+   * KVM_RUN return at once, and the signal ends one that was past its look at that. Its mark is made before, so that
+   * the vCPU sees it when KVM_RUN has returned EINTR.
+   */
+  private kick(): void {
     for (let index = 0; index < this.vcpuCount; index++) {
       const fd = Atomics.load(this.words, W_VCPU_FD + index) - 1;
       const thread = Atomics.load(this.words, W_VCPU_THREAD + index);
@@ -145,9 +173,24 @@ export class KvmMachine {
     }
   }
 
-  /** Lets vCPUs run again after {@link requestStop}. Only while none of them runs. */
-  clearStop(): void {
-    Atomics.store(this.words, W_STOP, 0);
+  /**
+   * vCPU thread, before the first KVM_RUN and after one that returned EINTR: waits out a pause, of which `onPaused`
+   * hears. False if the vCPU is to stop.
+   */
+  mayRun(area: Uint8Array, onPaused: () => void): boolean {
+    let told: number | undefined;
+    for (;;) {
+      // Cleared before the look: the mark of whoever sets it again from now on is there already.
+      Atomics.store(area, RUN_IMMEDIATE_EXIT, 0);
+      const request = Atomics.load(this.words, W_REQUEST);
+      if (request === REQUEST_STOP) return false;
+      if (request === REQUEST_NONE) return true;
+      // A vCPU may still sleep in one pause when the next begins.
+      const pauses = Atomics.load(this.words, W_PAUSES);
+      if (told !== pauses) onPaused();
+      told = pauses;
+      Atomics.wait(this.words, W_REQUEST, REQUEST_PAUSE);
+    }
   }
 
   /** Any thread: interrupt line `gsi` (0-23), edge-triggered. Throws {@link SystemError}. */

@@ -49,6 +49,8 @@ export function setBootMsrs(vcpuFd: number): void {
   }
   const refused = BOOT_MSRS[set];
   if (refused !== undefined) {
-    throw new Error(`KVM does not take the boot value of MSR ${refused.name} (0x${refused.index.toString(16)})`);
+    throw new Error(
+      `KVM does not take the boot value of MSR ${refused.name} (0x${refused.index.toString(16)})`,
+    );
   }
 }

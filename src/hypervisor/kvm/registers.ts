@@ -43,7 +43,8 @@ export function writeSregs(struct: Uint8Array, r: BootRegisters): void {
   putSegment(view, tr, r.tr);
   putTable(view, kvm.SREGS_GDT, r.gdt);
   putTable(view, kvm.SREGS_IDT, r.idt);
-  for (const name of ["cr0", "cr3", "cr4", "efer"] as const) view.setBigUint64(kvm.SREGS[name], r[name], true);
+  for (const name of ["cr0", "cr3", "cr4", "efer"] as const)
+    view.setBigUint64(kvm.SREGS[name], r[name], true);
 }
 
 function putSegment(view: DataView, at: number, { selector, base, limit, flags }: Segment): void {

@@ -54,6 +54,8 @@ export const WRITE = 1;
 export const READ_WRITE = 2;
 /** A read that must not touch memory-mapped I/O: the slow path answers {@link BOUNCE} instead. */
 export const PROBE = 3;
+/** Set in the kind by compiled code: a write over decoded code is refused, for the interpreter to do. */
+export const COMPILED = 0x40;
 /** Set in the kind of an atomic access. */
 export const LOCKED = 0x100;
 /** Above size and kind: register-file offset of the segment base that the access went through. */
@@ -107,7 +109,7 @@ export class Context {
   constructor(
     readonly core: Core,
     readonly f: Func,
-    readonly ip: Local,
+    readonly ip: Expr,
     readonly variant: Variant,
     readonly operands: readonly string[],
   ) {
@@ -206,17 +208,45 @@ export class Context {
 
   // --- registers -------------------------------------------------------------------------------
 
-  private field16(offset: number): Expr {
+  /** Fields of the decoded record: i32, and i64 for the displacement. */
+  protected recordByte(offset: number): Expr {
+    return i32.load8_u(this.ip, offset);
+  }
+  protected recordHalf(offset: number): Expr {
     return i32.load16_u(this.ip, offset);
+  }
+  recordWord(offset: number): Expr {
+    return i32.load(this.ip, offset);
+  }
+  protected recordLong(offset: number): Expr {
+    return i64.load(this.ip, offset);
+  }
+
+  /** The register at a register-file address (general, always-zero, vbase or segment base), as i64. */
+  protected registerAt(address: Expr): Expr {
+    return address.const32 === undefined ? i64.load(address) : i64.load(zeroAddress, address.const32);
+  }
+
+  /** A general register by its register-file offset, whole. */
+  gpr(offset: number): Expr {
+    return this.registerAt(c32(offset));
+  }
+  setGpr(offset: number, value: Expr): void {
+    this.fixed(offset, 8).write(value);
+  }
+  /** rSI, rDI, rCX, ... at the instruction's address size. */
+  pointer(offset: number): Expr {
+    const value = this.gpr(offset);
+    return this.variant.addr32 ? i64.and(value, c64(0xffff_ffffn)) : value;
   }
 
   /** Register-file address of ModRM.reg (or the opcode's register). */
   regAddress(): Expr {
-    return this.field16(RECORD.reg);
+    return this.recordHalf(RECORD.reg);
   }
   /** Register-file address of ModRM.rm when it names a register. */
   rmAddress(): Expr {
-    return this.field16(RECORD.rm);
+    return this.recordHalf(RECORD.rm);
   }
 
   reg(size = this.size): Operand {
@@ -243,7 +273,7 @@ export class Context {
     }
   }
 
-  private register(address: Expr, size: Size): Operand {
+  protected register(address: Expr, size: Size): Operand {
     const f = this.f;
     const base = address.const32 === undefined ? address : zeroAddress;
     const offset = address.const32 ?? 0;
@@ -261,31 +291,43 @@ export class Context {
   /** The immediate, sign-extended from its encoded width. */
   immediate(size = this.size): Operand {
     return constant(
-      size === 8 ? i64.load32_s(this.ip, RECORD.imm) : zext(i32.load(this.ip, RECORD.imm), size),
+      size === 8 ? i64.extend_s(this.recordWord(RECORD.imm)) : zext(this.recordWord(RECORD.imm), size),
     );
+  }
+
+  /** The 64-bit immediate of MOV r64, imm64. */
+  immediate64(): Expr {
+    return this.recordLong(RECORD.disp);
   }
 
   // --- memory ----------------------------------------------------------------------------------
 
   /** The effective address without the segment base (LEA). */
   effectiveAddress(): Expr {
-    const { ip } = this;
     let ea = i64.add(
       i64.add(
-        i64.load(i32.load16_u(ip, RECORD.base)),
-        i64.shl(i64.load(i32.load16_u(ip, RECORD.index)), i64.load8_u(ip, RECORD.scale)),
+        this.registerAt(this.recordHalf(RECORD.base)),
+        i64.shl(
+          this.registerAt(this.recordHalf(RECORD.index)),
+          i64.extend_u(this.recordByte(RECORD.scale)),
+        ),
       ),
-      i64.load(ip, RECORD.disp),
+      this.recordLong(RECORD.disp),
     );
     if (this.variant.addr32) ea = i64.and(ea, c64(0xffff_ffffn));
     return ea;
+  }
+
+  /** Base of the memory operand's segment. */
+  segmentBase(): Expr {
+    return this.registerAt(this.recordHalf(RECORD.segment));
   }
 
   /** The linear address of the memory operand. Computed once an instruction. */
   linearAddress(): Expr {
     if (!this.linear) {
       const ea = this.effectiveAddress();
-      let linear = i64.add(ea, i64.load(i32.load16_u(this.ip, RECORD.segment)));
+      let linear = i64.add(ea, this.segmentBase());
       if (!this.variant.mode64) linear = i64.and(linear, c64(0xffff_ffffn));
       this.linear = this.f.let(linear);
     }
@@ -312,7 +354,7 @@ export class Context {
     const entry = f.let(
       i32.add(
         i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4)),
-        i32.load(zeroAddress, TLB_CURRENT),
+        this.tlb(),
       ),
     );
     const way = kind === READ || kind === PROBE ? 0 : TLB_BYTES;
@@ -332,11 +374,22 @@ export class Context {
     return address;
   }
 
+  /** Start of the data TLB of the current privilege. */
+  protected tlb(): Expr {
+    return i32.load(zeroAddress, TLB_CURRENT);
+  }
+
+  /** Kind flags that this kind of code adds to every access. */
+  protected get accessFlags(): number {
+    return 0;
+  }
+
   private slow(kind: number, lin: Expr, size: number): Expr {
-    const access = size | ((kind | (this.variant.lock && kind === READ_WRITE ? LOCKED : 0)) << 8);
+    const lock = this.variant.lock && kind === READ_WRITE ? LOCKED : 0;
+    const access = size | ((kind | lock | this.accessFlags) << 8);
     const segment = this.onStack
       ? c32((REG.segBase + 8 * SS) << SEGMENT_SHIFT)
-      : i32.shl(i32.load16_u(this.ip, RECORD.segment), c32(SEGMENT_SHIFT));
+      : i32.shl(this.recordHalf(RECORD.segment), c32(SEGMENT_SHIFT));
     return this.f.call(
       this.core.slow,
       i32.wrap(lin),
@@ -395,15 +448,7 @@ export class Context {
   }
 
   checkAlignment(lin: Expr): void {
-    const { f } = this;
-    f.if(i32.and(i32.wrap(lin), c32(15)), () => {
-      // An address that is not canonical faults first: the slow path knows how.
-      f.if(i64.ne(i64.shr_s(i64.shl(lin, c64(16)), c64(16)), lin), () => {
-        f.set(f.local(I32), this.slow(READ, lin, 16));
-        this.leave(EXIT.fault);
-      });
-      this.raise(13, 0);
-    });
+    this.f.if(i32.and(i32.wrap(lin), c32(15)), () => this.raise(13, 0));
   }
 
   // --- stack -----------------------------------------------------------------------------------
@@ -414,13 +459,13 @@ export class Context {
   }
 
   setStackPointer(value: Expr): void {
-    this.f.store(8, zeroAddress, RSP, this.variant.mode64 ? value : i64.and(value, c64(0xffff_ffffn)));
+    this.setGpr(RSP, this.variant.mode64 ? value : i64.and(value, c64(0xffff_ffffn)));
   }
 
   /** Pushes `size` bytes. RSP changes only when the write has not faulted. */
   push(value: Expr, size: Size): void {
     const shared = this.f.let(value);
-    const rsp = this.f.let(i64.sub(i64.load(zeroAddress, RSP), c64(size)));
+    const rsp = this.f.let(i64.sub(this.gpr(RSP), c64(size)));
     const address = this.f.let(this.stackAddress(rsp));
     this.throughStack(() => this.store(address, size, shared));
     this.setStackPointer(rsp);
@@ -428,7 +473,7 @@ export class Context {
 
   /** Reads the top of the stack, `size` bytes, `above` bytes above RSP. RSP stays. */
   peek(size: Size, above = 0): Expr {
-    const rsp = i64.add(i64.load(zeroAddress, RSP), c64(above));
+    const rsp = i64.add(this.gpr(RSP), c64(above));
     const address = this.f.let(this.stackAddress(rsp));
     return this.throughStack(() => this.load(address, size));
   }
@@ -443,7 +488,7 @@ export class Context {
 
   /** Adds `bytes` to RSP. */
   drop(bytes: Expr): void {
-    this.setStackPointer(i64.add(i64.load(zeroAddress, RSP), bytes));
+    this.setStackPointer(i64.add(this.gpr(RSP), bytes));
   }
 
   // --- flags -----------------------------------------------------------------------------------
@@ -451,15 +496,29 @@ export class Context {
   /** ZF, SF and PF from the result. */
   setResult(result: Expr, size: Size): void {
     const r = this.f.let(sext64(result, size));
-    this.f.store(8, zeroAddress, FLAG_Z, r);
-    this.f.store(8, zeroAddress, FLAG_S, r);
+    this.setFlagZ(r);
+    this.setFlagS(r);
+  }
+
+  /** The stored forms of the arithmetic flags; see FLAG_Z, FLAG_S, FLAG_C and FLAG_A in layout.ts. */
+  setFlagZ(value: Expr): void {
+    this.f.store(8, zeroAddress, FLAG_Z, value);
+  }
+  setFlagS(value: Expr): void {
+    this.f.store(8, zeroAddress, FLAG_S, value);
+  }
+  setFlagC(value: Expr): void {
+    this.f.store(8, zeroAddress, FLAG_C, value);
+  }
+  setFlagA(value: Expr): void {
+    this.f.store(4, zeroAddress, FLAG_A, value);
   }
 
   /** CF, OF and AF from the vector of carries out of each bit. */
   private setCarries(carries: Expr, size: Size): void {
     const c = this.f.let(carries);
-    this.f.store(8, zeroAddress, FLAG_C, size === 8 ? c : i64.shl(i64.extend_u(c), c64(64 - 8 * size)));
-    this.f.store(4, zeroAddress, FLAG_A, size === 8 ? i32.wrap(c) : c);
+    this.setFlagC(size === 8 ? c : i64.shl(i64.extend_u(c), c64(64 - 8 * size)));
+    this.setFlagA(size === 8 ? i32.wrap(c) : c);
   }
 
   flagsAdd(a: Expr, b: Expr, r: Expr, size: Size): void {
@@ -475,32 +534,35 @@ export class Context {
     this.setCarries(o.or(o.and(notA, b), o.and(o.or(notA, b), r)), size);
   }
 
+  /** With a carry in, the same formulas hold; only comparing operands instead does not. */
+  flagsAdc(a: Expr, b: Expr, r: Expr, size: Size): void {
+    this.flagsAdd(a, b, r, size);
+  }
+  flagsSbb(a: Expr, b: Expr, r: Expr, size: Size): void {
+    this.flagsSub(a, b, r, size);
+  }
+
   /** AND, OR, XOR, TEST: CF = OF = 0; AF, which is undefined, 0. */
   flagsLogic(r: Expr, size: Size): void {
     this.setResult(r, size);
-    this.f.store(8, zeroAddress, FLAG_C, c64(0));
-    this.f.store(4, zeroAddress, FLAG_A, c32(0));
+    this.setFlagC(c64(0));
+    this.setFlagA(c32(0));
   }
 
   /** Sets CF and OF from two i32 truth values (0 or 1). */
   setCarryOverflow(carry: Expr, overflow: Expr): void {
     const cf = this.f.let(carry);
     const differ = i32.xor(cf, overflow);
-    this.f.store(
-      8,
-      zeroAddress,
-      FLAG_C,
-      i64.shl(i64.extend_u(i32.or(i32.shl(cf, c32(1)), differ)), c64(62)),
-    );
+    this.setFlagC(i64.shl(i64.extend_u(i32.or(i32.shl(cf, c32(1)), differ)), c64(62)));
   }
 
   setAdjust(bit: Expr): void {
-    this.f.store(4, zeroAddress, FLAG_A, i32.shl(bit, c32(3)));
+    this.setFlagA(i32.shl(bit, c32(3)));
   }
 
   /** Sets ZF alone from a truth value, leaving SF and PF. */
   setZero(bit: Expr): void {
-    this.f.store(8, zeroAddress, FLAG_Z, i64.extend_u(i32.eqz(bit)));
+    this.setFlagZ(i64.extend_u(i32.eqz(bit)));
   }
 
   get flagZ(): Expr {
@@ -511,6 +573,9 @@ export class Context {
   }
   get flagC(): Expr {
     return i64.load(zeroAddress, FLAG_C);
+  }
+  get flagA(): Expr {
+    return i32.load(zeroAddress, FLAG_A);
   }
 
   /** CF as 0 or 1. */
@@ -530,7 +595,7 @@ export class Context {
     return i32.eqz(i32.and(i32.popcnt(i32.and(i32.wrap(this.flagS), c32(0xff))), c32(1)));
   }
   adjust(): Expr {
-    return i32.and(i32.shr_u(i32.load(zeroAddress, FLAG_A), c32(3)), c32(1));
+    return i32.and(i32.shr_u(this.flagA, c32(3)), c32(1));
   }
 
   /** Condition `cc` (SDM vol. 1, appendix B): an i32 that is not zero when it holds. */
@@ -568,12 +633,12 @@ export class Context {
 
   /** RIP of this instruction. */
   rip(): Expr {
-    return i64.add(i64.load(zeroAddress, REG.vbase), i64.load16_u(this.ip, RECORD.offset));
+    return i64.add(this.registerAt(c32(REG.vbase)), i64.extend_u(this.recordHalf(RECORD.offset)));
   }
 
   /** RIP of the next instruction. */
   nextRip(): Expr {
-    return i64.add(this.rip(), i64.load8_u(this.ip, RECORD.length));
+    return i64.add(this.rip(), i64.extend_u(this.recordByte(RECORD.length)));
   }
 
   /** Counts the block's instructions against the slice. */

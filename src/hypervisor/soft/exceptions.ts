@@ -30,7 +30,7 @@ import {
   TR_BASE,
   X87_OPERAND,
 } from "./layout.ts";
-import { checkCode, type Descriptor, dpl, readDescriptor, selectorFault, setCode, setSegment } from "./segments.ts";
+import { checkCode, type Descriptor, dpl, privilegeSupported, readDescriptor, selectorFault, setCode, setSegment } from "./segments.ts";
 import { RFLAGS } from "./state.ts";
 
 const DOUBLE_FAULT = 8;
@@ -46,13 +46,18 @@ export interface Interrupt {
   vector: number;
   /** -1: none. */
   error: number;
-  /** INT n, INT3, INTO: gate privilege is checked. */
+  /** INT n, INT1, INT3, INTO: RIP is past the instruction. Gate privilege is checked, but for INT1. */
   software: boolean;
   /** From outside the instruction stream. */
   external: boolean;
+  /** INT1: the gate's privilege does not matter (SDM vol. 2A, INT n). */
+  anyGate?: boolean;
 }
 
-const gateError = (vector: number, external: boolean): number => (vector << 3) | 2 | (external ? 1 : 0);
+/** Error-code bit EXT: the fault came up while something else than INT n was delivered (SDM vol. 3A, 6.13). */
+const ext = (i: Interrupt): number => (i.software && !i.anyGate ? 0 : 1);
+
+const gateError = (i: Interrupt): number => (i.vector << 3) | 2 | ext(i);
 
 /**
  * Delivers an interrupt or exception at the state's RIP. Faults on the way become double faults by SDM
@@ -61,9 +66,6 @@ const gateError = (vector: number, external: boolean): number => (vector << 3) |
 export function deliver(cpu: Cpu, first: Interrupt): boolean {
   let current = first;
   for (let depth = 0; ; depth++) {
-    if (current.vector === PAGE_FAULT && !current.external && !current.software) {
-      cpu.state.set64(CR2, cpu.state.get64(FAULT_CR2));
-    }
     if (deliverOnce(cpu, current)) return true;
     const vector = cpu.state.get(FAULT_VECTOR);
     const error = cpu.state.get(FAULT_ERROR);
@@ -79,7 +81,17 @@ export function deliver(cpu: Cpu, first: Interrupt): boolean {
   }
 }
 
-function deliverOnce(cpu: Cpu, i: Interrupt): boolean {
+/** Delivers without regard to faults on the way. False: the fault is noted, and nothing else has changed. */
+export function deliverOnce(cpu: Cpu, i: Interrupt): boolean {
+  const { state } = cpu;
+  // CR2 changes as soon as a page fault is found, even one that ends as a double fault (SDM vol. 3A, 6.15).
+  if (i.vector === PAGE_FAULT && !i.external && !i.software) state.set64(CR2, state.get64(FAULT_CR2));
+  const done = deliverThroughGate(cpu, i);
+  if (!done && state.get(FAULT_VECTOR) === PAGE_FAULT) state.set64(CR2, state.get64(FAULT_CR2));
+  return done;
+}
+
+function deliverThroughGate(cpu: Cpu, i: Interrupt): boolean {
   const { state, mmu } = cpu;
   if (!(state.get(EFER) & EFER_BITS.LMA)) {
     cpu.log(`exception ${i.vector} outside long mode: not supported by the software CPU`);
@@ -88,7 +100,7 @@ function deliverOnce(cpu: Cpu, i: Interrupt): boolean {
   }
   const at = i.vector * 16;
   if (at + 15 > state.get(IDTR_LIMIT) >>> 0) {
-    state.fault(13, gateError(i.vector, i.external));
+    state.fault(13, gateError(i));
     return false;
   }
   if (!mmu.readLinear(BigInt.asUintN(64, state.get64(IDTR_BASE) + BigInt(at)), 16, X87_OPERAND, false)) return false;
@@ -97,27 +109,28 @@ function deliverOnce(cpu: Cpu, i: Interrupt): boolean {
   const w2 = state.view.getUint32(X87_OPERAND + 8, true);
   const type = (w1 >> 8) & 0x1f;
   if (type !== 0xe && type !== 0xf) {
-    state.fault(13, gateError(i.vector, i.external));
+    state.fault(13, gateError(i));
     return false;
   }
-  if (i.software && dpl((w1 >> 8) & 0xff) < state.cpl) {
-    state.fault(13, gateError(i.vector, false));
+  if (i.software && !i.anyGate && dpl((w1 >> 8) & 0xff) < state.cpl) {
+    state.fault(13, gateError(i));
     return false;
   }
   if (!((w1 >> 8) & ATTR.P)) {
-    state.fault(11, gateError(i.vector, i.external));
+    state.fault(11, gateError(i));
     return false;
   }
   const target = (BigInt(w2) << 32n) | BigInt((w0 & 0xffff) | (w1 & 0xffff_0000)) & 0xffff_ffffn;
   const selector = w0 >>> 16;
-  const code = gateCode(cpu, selector, i.external);
+  const code = gateCode(cpu, selector, ext(i));
   if (!code) return false;
   const cpl = code.attr & ATTR.DC ? state.cpl : dpl(code.attr);
+  if (!privilegeSupported(cpu, selector, cpl)) return false;
   const ist = w1 & 7;
   const outer = state.cpl;
   let rsp: bigint;
   if (ist !== 0 || cpl < outer) {
-    const from = readTss(cpu, ist !== 0 ? 36 + (ist - 1) * 8 : 4 + cpl * 8);
+    const from = readTss(cpu, ist !== 0 ? 36 + (ist - 1) * 8 : 4 + cpl * 8, ext(i));
     if (from === undefined) return false;
     rsp = from;
   } else rsp = state.get64(RSP);
@@ -138,7 +151,7 @@ function deliverOnce(cpu: Cpu, i: Interrupt): boolean {
   put(state.get64(RSP));
   put(BigInt(state.get(SEG_SELECTOR + 4 * SS)));
   if (!canonical(rsp) || !canonical(target)) {
-    state.fault(canonical(rsp) ? 13 : 12, 0);
+    state.fault(canonical(rsp) ? 13 : 12, ext(i));
     return false;
   }
   if (!mmu.writeLinear(rsp, slot - X87_OPERAND, X87_OPERAND, cpl === 3)) {
@@ -160,14 +173,16 @@ function deliverOnce(cpu: Cpu, i: Interrupt): boolean {
 export const canonical = (address: bigint): boolean => BigInt.asIntN(48, address) === BigInt.asIntN(64, address);
 
 /** The code segment a gate names: 64-bit, present, not less privileged than now. */
-function gateCode(cpu: Cpu, selector: number, external: boolean): Descriptor | undefined {
-  const ext = external ? 1 : 0;
+function gateCode(cpu: Cpu, selector: number, ext: number): Descriptor | undefined {
   if ((selector & 0xfffc) === 0) {
     cpu.state.fault(13, ext);
     return undefined;
   }
   const d = readDescriptor(cpu, selector);
-  if (!d) return undefined;
+  if (!d) {
+    if (cpu.state.get(FAULT_VECTOR) === 13) cpu.state.fault(13, (selector & 0xfffc) | ext);
+    return undefined;
+  }
   if (
     (d.attr & (ATTR.S | ATTR.CODE)) !== (ATTR.S | ATTR.CODE) ||
     dpl(d.attr) > cpu.state.get(CPL) ||
@@ -184,10 +199,11 @@ function gateCode(cpu: Cpu, selector: number, external: boolean): Descriptor | u
   return d;
 }
 
-function readTss(cpu: Cpu, offset: number): bigint | undefined {
+function readTss(cpu: Cpu, offset: number, ext: number): bigint | undefined {
   const { state, mmu } = cpu;
   if (offset + 7 > state.get(SEG_LIMIT + 4 * TR) >>> 0) {
-    return selectorFault(cpu, 10, state.get(SEG_SELECTOR + 4 * TR));
+    state.fault(10, (state.get(SEG_SELECTOR + 4 * TR) & 0xfffc) | ext);
+    return undefined;
   }
   if (!mmu.readLinear(BigInt.asUintN(64, state.get64(TR_BASE) + BigInt(offset)), 8, X87_OPERAND, false)) return undefined;
   return state.view.getBigUint64(X87_OPERAND, true);
@@ -294,8 +310,9 @@ export function iret(cpu: Cpu, size: number): boolean {
     stack = returnStack(cpu, Number(full[4]! & 0xffffn), rpl, to64);
     if (!stack) return false;
   }
-  const mask = changeableFlags(cpu, size) | RFLAGS.RF;
-  const flags = (state.rflags & ~mask) | (Number(flagsWord & 0xffff_ffffn) & mask);
+  // RF would hold off instruction breakpoints for one instruction; there are none, so it never stays set.
+  const mask = changeableFlags(cpu, size);
+  const flags = (state.rflags & ~mask & ~RFLAGS.RF) | (Number(flagsWord & 0xffff_ffffn) & mask);
   if (!setCode(cpu, d, rpl)) return false;
   if (stack) setSegment(cpu, SS, stack);
   if (outer) dropPrivilegedSegments(cpu, rpl);

@@ -1,7 +1,17 @@
 /** The software CPU backend, as the machine builder sees it. */
 import type { IrqLine } from "../../devices/types.ts";
 import type { WriteHook } from "../../memory/guest-memory.ts";
-import { ATTENTION, CODE_LINES, GSI_EDGES, GUEST_BASE, STALE, STALE_PAGES, STOP } from "./layout.ts";
+import {
+  ATTENTION,
+  CODE_LINES,
+  GSI_EDGES,
+  GUEST_BASE,
+  PAUSE,
+  PAUSE_ASKED,
+  STALE,
+  STALE_PAGES,
+  STOP,
+} from "./layout.ts";
 
 export type { SoftBus } from "./cpu.ts";
 
@@ -45,7 +55,27 @@ export class SoftIrqLine implements IrqLine {
 export function requestStop(memory: WebAssembly.Memory): void {
   const i32 = new Int32Array(memory.buffer, 0, 4096);
   Atomics.store(i32, STOP >> 2, 1);
+  // A paused vCPU sleeps on the word of the pause.
+  requestResume(memory);
   wake(i32);
+}
+
+/**
+ * Makes the vCPU execute nothing more until {@link requestResume}; from any thread. It calls `onPaused` once it
+ * has stopped. Guest time goes on.
+ */
+export function requestPause(memory: WebAssembly.Memory): void {
+  const i32 = new Int32Array(memory.buffer, 0, 4096);
+  Atomics.store(i32, PAUSE >> 2, PAUSE_ASKED);
+  Atomics.notify(i32, PAUSE >> 2);
+  wake(i32);
+}
+
+/** Lets a paused vCPU go on; from any thread. */
+export function requestResume(memory: WebAssembly.Memory): void {
+  const i32 = new Int32Array(memory.buffer, 0, 4096);
+  Atomics.store(i32, PAUSE >> 2, 0);
+  Atomics.notify(i32, PAUSE >> 2);
 }
 
 /** For GuestMemory on device threads: a page with decoded code that a device has written is decoded anew. */

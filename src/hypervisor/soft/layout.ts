@@ -132,6 +132,10 @@ export const GSI_EDGES = 3328;
 export const STOP = 3332;
 /** i32: a device thread has written to a page that holds decoded code (see STALE_PAGES). */
 export const STALE = 3336;
+/** i32: 0 the vCPU runs; {@link PAUSE_ASKED} by the monitor, {@link PAUSE_TAKEN} once the vCPU waits. */
+export const PAUSE = 3340;
+export const PAUSE_ASKED = 1;
+export const PAUSE_TAKEN = 2;
 
 /** Data TLBs: entry = { i64 tag, i32 addend, i32 }; write entries TLB_BYTES above the read entries. */
 export const TLB_ENTRIES = 2048;
@@ -217,4 +221,8 @@ export const EXIT = {
   changed: 6,
   /** The second page of an instruction that crosses pages must be looked up again. */
   crossing: 7,
+  /** As changed, for an instruction after which TF does not trap although it was set (MOV SS, INT n). */
+  changedNoTrap: 8,
+  /** As changed, for an instruction after which TF traps although it was not set before (SYSRET). */
+  changedTrap: 9,
 } as const;

@@ -2,7 +2,7 @@
  * The memory management unit: page walks, TLBs, and the slow path of guest memory accesses (SDM vol. 3A,
  * chapter 4). Linear addresses travel as two 32-bit halves; physical addresses as a number (below 2^52).
  */
-import { LOCKED, READ, READ_WRITE, SEGMENT_SHIFT, WRITE } from "./context.ts";
+import { COMPILED, LOCKED, READ, READ_WRITE, SEGMENT_SHIFT, WRITE } from "./context.ts";
 import {
   BOUNCE,
   CODE_LINES,
@@ -53,6 +53,15 @@ export const PHYSICAL_BITS = 40;
 /** Bits 40..51 of an entry, in its high word, are reserved. */
 const RESERVED_HIGH = 0x000f_ff00;
 
+/** All TLBs together, and their entries. */
+const TLBS_END = XTLB_USER + XTLB_BYTES;
+const ALL_ENTRIES = (TLBS_END - TLB_SUPERVISOR) / 16;
+/** Slots of the table that says which large pages may be cached. */
+const LARGE_SLOTS = 1 << 14;
+
+/** "Vector" of a refusal (see {@link Mmu} refuse): the instruction is to be interpreted. */
+export const INTERPRET = -2;
+
 /** Memory-mapped I/O and physical addresses outside RAM. */
 export interface PhysicalBus {
   read(gpa: number, size: number): number;
@@ -68,11 +77,22 @@ export class Mmu {
   /** Result of the last {@link walk}: physical address, and whether the leaf is global. */
   private physical = 0;
   private leafGlobal = false;
+  /** Its page size: 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB. */
+  private leafLevel = 0;
   /** Physical addresses of a pending bounce write: of its first byte, and of the second page if it crosses. */
   private pendingFirst = 0;
   private pendingSecond = 0;
+  /** The access under way comes from compiled code. */
+  private compiled = false;
   /** Indices (TLB word offsets) of entries that a CR3 load must drop. */
   private readonly nonGlobal: number[] = [];
+  /** 1 for an entry (by number) that is on that list. */
+  private readonly listed = new Uint8Array(ALL_ENTRIES);
+  /**
+   * By hash of a 2 MiB or 1 GiB region: bit 1 or 2 set when parts of a page of that size may be cached. INVLPG
+   * must drop all of them (SDM vol. 3A, 4.10.4.1), and the TLBs hold them as 4 KiB pages.
+   */
+  private readonly large = new Uint8Array(LARGE_SLOTS);
   /** Statistics. */
   misses = 0;
 
@@ -99,6 +119,7 @@ export class Mmu {
     if ((i32[CR0 >> 2]! & CR0_PG) === 0) {
       this.physical = low >>> 0;
       this.leafGlobal = false;
+      this.leafLevel = 0;
       return true;
     }
     if ((high << 16) >> 16 !== high) {
@@ -122,7 +143,7 @@ export class Mmu {
               : (low >>> 12) & 0x1ff;
       const entryAddress = (table >>> 0) + index * 8;
       if (entryAddress + 8 > this.ramBytes) return this.fail(low, high, base);
-      const at = (GUEST_BASE + entryAddress) >> 2;
+      const at = (GUEST_BASE + entryAddress) >>> 2;
       const entry = i32[at]!;
       const entryHigh = i32[at + 1]!;
       if ((entry & P) === 0) return this.fail(low, high, base);
@@ -152,6 +173,7 @@ export class Mmu {
         const mask = level === 0 ? 0xfff : level === 1 ? 0x1f_ffff : 0x3fff_ffff;
         this.physical = (entryHigh & 0xff) * 0x1_0000_0000 + (((entry & ~mask & ~0xfff) | (low & mask)) >>> 0);
         this.leafGlobal = (entry & G) !== 0 && (i32[CR4 >> 2]! & CR4_PGE) !== 0;
+        this.leafLevel = level;
         return true;
       }
       if ((entry & A) === 0) Atomics.or(i32, at, A);
@@ -188,7 +210,38 @@ export class Mmu {
     i32[at] = low & ~0xfff;
     i32[at + 1] = high;
     i32[at + 2] = (GUEST_BASE + (this.physical - (this.physical % 4096)) - (low & ~0xfff)) | 0;
-    if (!this.leafGlobal) this.nonGlobal.push(at);
+    this.track(at, low, high);
+  }
+
+  /** Remembers what a later flush has to know of the entry just filled at word `at`. */
+  private track(at: number, low: number, high: number): void {
+    if (this.leafLevel > 0) this.large[largeSlot(low, high, this.leafLevel)]! |= this.leafLevel;
+    if (this.leafGlobal) return;
+    const number = (at - (TLB_SUPERVISOR >> 2)) >> 2;
+    if (this.listed[number] !== 0) return;
+    this.listed[number] = 1;
+    this.nonGlobal.push(at);
+  }
+
+  /** Entries that the next CR3 load drops. */
+  get tracked(): number {
+    return this.nonGlobal.length;
+  }
+
+  /** True if decoded code covers any of `[physical, physical+size)`, which stays within a page. */
+  private hitsCode(physical: number, size: number): boolean {
+    const at = (CODE_LINES + Math.floor(physical / 4096) * 8) >> 2;
+    const offset = physical % 4096;
+    for (let line = offset >> 6; line <= (offset + size - 1) >> 6; line++) {
+      if (this.i32[at + (line >> 5)]! & (1 << (line & 31))) return true;
+    }
+    return false;
+  }
+
+  /** Refuses compiled code's write over decoded code: nothing has happened, the interpreter is to do it. */
+  private refuse(): number {
+    this.state.fault(INTERPRET);
+    return 0;
   }
 
   private hasCode(physical: number): boolean {
@@ -209,14 +262,16 @@ export class Mmu {
     i32[at] = low & ~0xfff;
     i32[at + 1] = high;
     i32[at + 2] = page | 0;
-    if (!this.leafGlobal) this.nonGlobal.push(at);
+    this.track(at, low, high);
     return page;
   }
 
   /** Drops every translation, global or not. */
   flushAll(): void {
-    this.u8.fill(0xff, TLB_SUPERVISOR, XTLB_USER + XTLB_BYTES);
+    this.u8.fill(0xff, TLB_SUPERVISOR, TLBS_END);
     this.nonGlobal.length = 0;
+    this.listed.fill(0);
+    this.large.fill(0);
   }
 
   /** Drops what a CR3 load drops: everything that is not global. */
@@ -225,6 +280,7 @@ export class Mmu {
     for (const at of nonGlobal) {
       i32[at] = -1;
       i32[at + 1] = -1;
+      this.listed[(at - (TLB_SUPERVISOR >> 2)) >> 2] = 0;
     }
     nonGlobal.length = 0;
   }
@@ -245,6 +301,20 @@ export class Mmu {
     }
     drop(XTLB_SUPERVISOR, XTLB_ENTRIES);
     drop(XTLB_USER, XTLB_ENTRIES);
+    if (this.large[largeSlot(low, high, 1)]! & 1) this.flushRegion(low, high, -1 << 21);
+    if (this.large[largeSlot(low, high, 2)]! & 2) this.flushRegion(low, high, -1 << 30);
+  }
+
+  /** Drops the translations of the region of a large page; `mask` has the bits of the region's address. */
+  private flushRegion(low: number, high: number, mask: number): void {
+    const { i32 } = this;
+    const region = low & mask;
+    for (let at = TLB_SUPERVISOR >> 2; at < TLBS_END >> 2; at += 4) {
+      if ((i32[at]! & mask) === region && i32[at + 1] === high) {
+        i32[at] = -1;
+        i32[at + 1] = -1;
+      }
+    }
   }
 
   /** Makes later writes to a physical page take the slow path, because code has been decoded from it. */
@@ -280,7 +350,10 @@ export class Mmu {
   /** The interpreter's slow path: see Core.slow. */
   slow(low: number, high: number, descriptor: number): number {
     const locked = (descriptor & (LOCKED << 8)) !== 0;
-    const address = this.access(low, high, descriptor & 0xff, (descriptor >> 8) & 0xff, locked, this.i32[CPL >> 2] === 3);
+    this.compiled = (descriptor & (COMPILED << 8)) !== 0;
+    const kind = (descriptor >> 8) & 0x3f;
+    const address = this.access(low, high, descriptor & 0xff, kind, locked, this.i32[CPL >> 2] === 3);
+    this.compiled = false;
     if (address === 0 && descriptor >>> SEGMENT_SHIFT === STACK_SEGMENT) this.stackFault();
     return address;
   }
@@ -306,6 +379,7 @@ export class Mmu {
       return BOUNCE;
     }
     if (write && this.hasCode(physical)) {
+      if (this.compiled && this.hitsCode(physical, size)) return this.refuse();
       this.pendingFirst = physical;
       if (kind === READ_WRITE) this.u8.copyWithin(BOUNCE, GUEST_BASE + physical, GUEST_BASE + physical + size);
       return BOUNCE;
@@ -337,6 +411,11 @@ export class Mmu {
     const nextHigh = nextLow === 0 ? (high + 1) | 0 : high;
     if (!this.walk(nextLow, nextHigh, write, false, user)) return 0;
     const second = this.physical;
+    if (this.compiled && write) {
+      const head = 4096 - (low & 0xfff);
+      const hit = (at: number, n: number) => this.isRam(at) && this.hitsCode(at, n);
+      if (hit(first, head) || hit(second, size - head)) return this.refuse();
+    }
     this.pendingFirst = first;
     this.pendingSecond = second;
     if (kind === READ || kind === READ_WRITE) {
@@ -436,3 +515,8 @@ export class Mmu {
   }
 }
 
+/** Slot in {@link Mmu} `large` of the 2 MiB (level 1) or 1 GiB (level 2) region of a linear address. */
+function largeSlot(low: number, high: number, level: number): number {
+  const region = level === 1 ? (high << 11) | (low >>> 21) : (high << 2) | (low >>> 30);
+  return (Math.imul(region, 0x9e37_79b1) >>> 18) & (LARGE_SLOTS - 1);
+}

@@ -157,11 +157,20 @@ export function checkCode(cpu: Cpu, selector: number, check: "jump" | "return"):
   return d;
 }
 
+/** False, with #GP noted, for privilege levels 1 and 2: no TLB is kept for them. */
+export function privilegeSupported(cpu: Cpu, selector: number, cpl: number): boolean {
+  if (cpl === 0 || cpl === 3) return true;
+  cpu.log(`code segment 0x${selector.toString(16)} at privilege ${cpl}: the software CPU has only 0 and 3`);
+  selectorFault(cpu, 13, selector);
+  return false;
+}
+
 /**
  * Makes `d` the code segment at privilege `cpl`. Outside 64-bit mode a base other than 0 is refused: RIP is
- * kept as a linear address.
+ * kept as a linear address. False, with the fault noted and nothing changed, if it cannot be one.
  */
 export function setCode(cpu: Cpu, d: Descriptor, cpl: number): boolean {
+  if (!privilegeSupported(cpu, d.selector, cpl)) return false;
   if (!(d.attr & ATTR.L && longMode(cpu)) && d.base !== 0n) {
     cpu.log(`code segment 0x${d.selector.toString(16)} has base 0x${d.base.toString(16)}: only flat code segments are supported`);
     return selectorFault(cpu, 13, d.selector) ?? false;

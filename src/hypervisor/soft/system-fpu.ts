@@ -35,6 +35,10 @@ const x87: Helper = (c) => {
   const operand = x87Operand(op, modrm, short);
   if (!operand) return fault(c, 6);
   const { size, access } = operand;
+  // A pending exception is reported before the operand is touched, except by what does not wait: FNSTENV,
+  // FNSTCW, FNSAVE and FNSTSW.
+  const waits = !((op === 0xd9 || op === 0xdd) && (modrm >> 3 & 7) >= 6);
+  if (c.mem && waits && cpu.x87.wait() !== 0) return fault(c, cpu.x87.wait());
   if (access === "read" && !readOperand(c, size)) return EXIT.fault;
   if (access === "write" && !probeOperand(c, size)) return EXIT.fault;
   const view = operandView(c);

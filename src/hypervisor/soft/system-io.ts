@@ -25,10 +25,12 @@ function allowed(c: HelperCall, port: number, size: number): boolean {
   if (state.cpl <= (state.rflags & RFLAGS.IOPL) >> 12) return true;
   const limit = state.get(SEG_LIMIT + 4 * TR) >>> 0;
   const tss = state.get64(TR_BASE);
-  if (limit >= 103 && mmu.readLinear(tss + 102n, 2, X87_OPERAND, false)) {
+  if (limit >= 103) {
+    if (!mmu.readLinear(tss + 102n, 2, X87_OPERAND, false)) return false;
     const at = state.view.getUint16(X87_OPERAND, true) + (port >> 3);
     // Two bytes are read always, so the last byte of a bitmap must be followed by one more.
-    if (at + 1 <= limit && mmu.readLinear(tss + BigInt(at), 2, X87_OPERAND, false)) {
+    if (at + 1 <= limit) {
+      if (!mmu.readLinear(tss + BigInt(at), 2, X87_OPERAND, false)) return false;
       const bits = state.view.getUint16(X87_OPERAND, true) >> (port & 7);
       if ((bits & ((1 << size) - 1)) === 0) return true;
     }

@@ -91,8 +91,17 @@ const syscall: Helper = (c) => {
   flat(cpu, star & 0xfffc, (star & 0xfffc) + 8, 0, ATTR.L);
   setRflags(cpu, flags & ~state.get(SFMASK) & ~RFLAGS.RF);
   updateMode(cpu);
-  return changed(c, target);
+  return changedWithNewTrapFlag(c, target);
 };
+
+/**
+ * After SYSCALL and SYSRET the trap flag counts as they leave it: with TF masked by SFMASK the kernel's entry
+ * is not trapped, and SYSRET with TF in R11 traps before the next user instruction, as if SYSCALL had just ended.
+ */
+function changedWithNewTrapFlag(c: HelperCall, rip: bigint): number {
+  changed(c, rip);
+  return c.cpu.state.rflags & RFLAGS.TF ? EXIT.changedTrap : EXIT.changedNoTrap;
+}
 
 const sysret: Helper = (c) => {
   const { cpu } = c;
@@ -106,7 +115,7 @@ const sysret: Helper = (c) => {
   const mask = ~(RFLAGS.RF | RFLAGS.VM);
   setRflags(cpu, (Number(state.get64(R11) & 0x3c7fd7n) & mask) | 2);
   updateMode(cpu);
-  return changed(c, target);
+  return changedWithNewTrapFlag(c, target);
 };
 
 const sysenter: Helper = (c) => {
@@ -147,14 +156,22 @@ const swapgs: Helper = (c) => {
 
 // --- moves -----------------------------------------------------------------------------------------
 
+/** MOV SS and POP SS hold off interrupts and single-step traps for one instruction (SDM vol. 3A, 6.8.3). */
+function segmentLoaded(c: HelperCall, segment: number): number {
+  const next = nextRip(c);
+  changed(c, next);
+  if (segment !== SS) return EXIT.changed;
+  c.cpu.state.set64(SHADOW_RIP, next);
+  return EXIT.changedNoTrap;
+}
+
 const movToSeg: Helper = (c) => {
   const segment = modrmReg(c);
   if (segment === CS || segment > GS) return fault(c, 6);
   const selector = readRm(c, 2);
   if (selector === undefined) return EXIT.fault;
   if (!loadDataSegment(c.cpu, segment, Number(selector))) return EXIT.fault;
-  if (segment === SS) c.cpu.state.set64(SHADOW_RIP, nextRip(c));
-  return changed(c, nextRip(c));
+  return segmentLoaded(c, segment);
 };
 
 const movFromSeg: Helper = (c) => {
@@ -190,8 +207,7 @@ const popSeg: Helper = (c) => {
   const segment = segmentOf(c);
   if (!loadDataSegment(c.cpu, segment, Number(words[0]! & 0xffffn))) return EXIT.fault;
   state.set64(RSP, BigInt.asUintN(64, state.get64(RSP) + BigInt(c.size)));
-  if (segment === SS) state.set64(SHADOW_RIP, nextRip(c));
-  return changed(c, nextRip(c));
+  return segmentLoaded(c, segment);
 };
 
 /** LSS, LFS, LGS. */
@@ -371,19 +387,21 @@ const retFar: Helper = (c) => {
   if (!canonical(target)) return fault(c, 13, 0);
   const extra = BigInt(aux(c) === 0xca ? immediate(c) & 0xffff : 0);
   let rsp = state.get64(RSP) + BigInt(2 * c.size) + extra;
-  if (rpl > state.cpl) {
+  let stack: Omit<Descriptor, "address"> | undefined;
+  const outward = rpl > state.cpl;
+  if (outward) {
     const saved = state.get64(RSP);
     state.set64(RSP, rsp);
     const outer = readStack(cpu, c.size, 2);
     state.set64(RSP, saved);
     if (!outer) return EXIT.fault;
-    const stack = returnStack(cpu, Number(outer[1]! & 0xffffn), rpl, to64);
+    stack = returnStack(cpu, Number(outer[1]! & 0xffffn), rpl, to64);
     if (!stack) return EXIT.fault;
-    setSegment(cpu, SS, stack);
-    dropPrivilegedSegments(cpu, rpl);
     rsp = outer[0]! + extra;
   }
   if (!setCode(cpu, d, rpl)) return EXIT.fault;
+  if (stack) setSegment(cpu, SS, stack);
+  if (outward) dropPrivilegedSegments(cpu, rpl);
   setCpl(cpu, rpl);
   state.set64(RSP, BigInt.asUintN(64, to64 || c.mode64 ? rsp : rsp & 0xffff_ffffn));
   updateMode(cpu);

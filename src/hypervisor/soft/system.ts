@@ -5,7 +5,7 @@
 import { HELPER } from "./helpers.ts";
 import { type Cpu, CR0_BITS, CR4_BITS, EFER_BITS, newGeneration, setRflags, updateMode } from "./cpu.ts";
 import { cpuid } from "./cpuid.ts";
-import { canonical, changeableFlags, debugCause, deliver, iret, iretSame, readStack } from "./exceptions.ts";
+import { canonical, changeableFlags, debugCause, deliverOnce, iret, iretSame, readStack } from "./exceptions.ts";
 import { fpuHelpers } from "./system-fpu.ts";
 import { portHelpers } from "./system-io.ts";
 import { segmentHelpers } from "./system-segments.ts";
@@ -20,6 +20,7 @@ import {
   FLAGS_SYSTEM,
   IDTR_BASE,
   IDTR_LIMIT,
+  IRQ_WAITING,
   GDTR_BASE,
   GDTR_LIMIT,
   LINEAR,
@@ -32,6 +33,7 @@ import {
   REG,
   RSP,
   SCRATCH,
+  SHADOW_RIP,
   SS,
   TSC_AUX,
   X87_OPERAND,
@@ -211,8 +213,13 @@ const setInterruptFlag =
     const { state } = c.cpu;
     const flags = state.get(FLAGS_SYSTEM);
     if (state.cpl > (flags & RFLAGS.IOPL) >> 12) return fault(c, 13, 0);
-    setRflags(c.cpu, on ? state.rflags | RFLAGS.IF : state.rflags & ~RFLAGS.IF);
-    return 0;
+    if (!on) {
+      setRflags(c.cpu, state.rflags & ~RFLAGS.IF);
+      return 0;
+    }
+    if (!(flags & RFLAGS.IF)) state.set64(SHADOW_RIP, nextRip(c));
+    setRflags(c.cpu, state.rflags | RFLAGS.IF);
+    return state.get(IRQ_WAITING) ? changed(c, nextRip(c)) : 0;
   };
 
 const popf: Helper = (c) => {
@@ -222,27 +229,28 @@ const popf: Helper = (c) => {
   const mask = changeableFlags(c.cpu, c.size);
   const value = Number(words[0]! & 0xffff_ffffn);
   state.set64(RSP, BigInt.asUintN(64, state.get64(RSP) + BigInt(c.size)));
-  const hadTrap = state.rflags & RFLAGS.TF;
-  setRflags(c.cpu, (state.rflags & ~mask & ~RFLAGS.RF) | (value & mask));
-  return (state.rflags & RFLAGS.TF) !== hadTrap ? changed(c, nextRip(c)) : 0;
+  const before = state.rflags;
+  setRflags(c.cpu, (before & ~mask & ~RFLAGS.RF) | (value & mask));
+  const turned = before ^ state.rflags;
+  // A waiting interrupt comes now: the next instruction may be CLI.
+  const interrupted = turned & RFLAGS.IF && state.get(IRQ_WAITING);
+  return turned & RFLAGS.TF || interrupted ? changed(c, nextRip(c)) : 0;
 };
 
 /** INT n and its one-byte forms push the address of the next instruction. */
 const softwareInterrupt =
-  (vector: (c: HelperCall) => number): Helper =>
+  (vector: (c: HelperCall) => number, anyGate = false): Helper =>
   (c) => {
     const { state } = c.cpu;
-    const back = state.rip;
+    // A fault on the way is one of the INT instruction itself, so the run loop delivers it from there.
     state.rip = nextRip(c);
-    const i = { vector: vector(c), error: -1, software: true, external: false };
-    if (deliver(c.cpu, i)) return EXIT.changed;
-    state.rip = back;
-    return EXIT.fault;
+    const i = { vector: vector(c), error: -1, software: true, external: false, anyGate };
+    return deliverOnce(c.cpu, i) ? EXIT.changedNoTrap : EXIT.fault;
   };
 
 const int1: Helper = (c) => {
   debugCause(c.cpu, 0n);
-  return softwareInterrupt(() => 1)(c);
+  return softwareInterrupt(() => 1, true)(c);
 };
 
 const into: Helper = (c) =>

@@ -34,6 +34,9 @@ import {
   MODE,
   MODE_TF,
   MXCSR,
+  PAUSE,
+  PAUSE_ASKED,
+  PAUSE_TAKEN,
   RBP,
   RBX,
   RECORD,
@@ -68,6 +71,8 @@ export interface SoftVcpuOptions {
   ramBytes: number;
   bus: SoftBus;
   log(message: string): void;
+  /** The vCPU has stopped for a pause request. */
+  onPaused?(): void;
   /** The compiled interpreter, if the caller has kept one; it is built anew otherwise. */
   interpreter?: WebAssembly.Module;
   /** Called now and then between slices, when helpers have left some 16 MiB of garbage. */
@@ -267,6 +272,11 @@ export class SoftVcpu {
       case EXIT.changed:
         if (trap) this.singleStep();
         return;
+      case EXIT.changedNoTrap:
+        return;
+      case EXIT.changedTrap:
+        this.singleStep();
+        return;
       case EXIT.fault:
         this.currentRip();
         this.deliverFault();
@@ -360,6 +370,7 @@ export class SoftVcpu {
     const { i32 } = state;
     if (this.end) return;
     Atomics.store(i32, ATTENTION >> 2, 0);
+    this.waitWhilePaused();
     if (Atomics.load(i32, STOP >> 2)) {
       this.end = { kind: "stopped" };
       return;
@@ -369,7 +380,7 @@ export class SoftVcpu {
     cpu.apic.poll();
     // Raising an interrupt asks for attention: that is being paid right now.
     Atomics.store(i32, ATTENTION >> 2, 0);
-    if (Atomics.load(i32, STOP >> 2)) Atomics.store(i32, ATTENTION >> 2, -1);
+    if (this.stopOrPauseAsked()) Atomics.store(i32, ATTENTION >> 2, -1);
     const vector = cpu.apic.pending();
     state.set(IRQ_WAITING, vector >= 0 ? 1 : 0);
     if (vector < 0 || !(state.get(FLAGS_SYSTEM) & RFLAGS.IF)) return;
@@ -414,6 +425,8 @@ export class SoftVcpu {
     const { state, cpu } = this;
     const { i32 } = state;
     for (;;) {
+      // Here and not in the run loop: a pause must not end the HLT.
+      this.waitWhilePaused();
       cpu.apic.collectEdges();
       cpu.apic.poll();
       const wake = cpu.apic.pending() >= 0 && (state.get(FLAGS_SYSTEM) & RFLAGS.IF) !== 0;
@@ -433,7 +446,24 @@ export class SoftVcpu {
   }
 
   private workArrived(): boolean {
-    return this.cpu.apic.edgesWaiting() || Atomics.load(this.state.i32, STOP >> 2) !== 0;
+    return this.cpu.apic.edgesWaiting() || this.stopOrPauseAsked();
+  }
+
+  private stopOrPauseAsked(): boolean {
+    const { i32 } = this.state;
+    return Atomics.load(i32, STOP >> 2) !== 0 || Atomics.load(i32, PAUSE >> 2) === PAUSE_ASKED;
+  }
+
+  /** Acknowledges a pause request, if there is one, and sleeps until it is taken back or the vCPU is to stop. */
+  private waitWhilePaused(): void {
+    const { i32 } = this.state;
+    // In a loop: it may be resumed and paused again before it woke up.
+    while (Atomics.compareExchange(i32, PAUSE >> 2, PAUSE_ASKED, PAUSE_TAKEN) === PAUSE_ASKED) {
+      this.options.onPaused?.();
+      while (Atomics.load(i32, PAUSE >> 2) === PAUSE_TAKEN && Atomics.load(i32, STOP >> 2) === 0) {
+        Atomics.wait(i32, PAUSE >> 2, PAUSE_TAKEN);
+      }
+    }
   }
 
   // --- physical accesses outside RAM -----------------------------------------------------------------

@@ -226,7 +226,12 @@ cwd=/
 lookup='
 cd "$2" || exit 125
 case $1 in
-*/*) printf %s "$1"; exit 0 ;;
+*/*)
+  [ -e "$1" ] || exit 127
+  [ -f "$1" ] && [ -x "$1" ] || exit 126
+  printf %s "$1"
+  exit 0
+  ;;
 "") exit 127 ;;
 esac
 found=
@@ -252,7 +257,7 @@ status=$?
 
 launch() {
   case $status in
-  126) echo "sparkler: $1: found in PATH but not executable" >&2 ; exit 126 ;;
+  126) echo "sparkler: $1: not an executable file" >&2 ; exit 126 ;;
   127) echo "sparkler: $1: command not found" >&2 ; exit 127 ;;
   esac
   shift

@@ -29,19 +29,19 @@ const callIndirect: Semantics = (c) => {
 };
 const ret: Semantics = (c) => {
   const target = c.f.let(zextTo64(c.peek(c.size), c.size));
-  const extra = c.operands.length ? i64.load32_u(c.ip, RECORD.imm) : c64(0);
+  const extra = c.operands.length ? i64.extend_u(c.recordWord(RECORD.imm)) : c64(0);
   c.drop(i64.add(c64(c.size), extra));
   c.jumpTo(target);
 };
 
 const counter = (c: Context): Expr =>
-  c.variant.addr32 ? i64.load32_u(zeroAddress, RCX) : i64.load(zeroAddress, RCX);
+  c.pointer(RCX);
 
 const loop =
   (kind: "loop" | "loope" | "loopne"): Semantics =>
   (c) => {
     const left = c.f.let(i64.sub(counter(c), c64(1)));
-    c.f.store(8, zeroAddress, RCX, c.variant.addr32 ? i64.and(left, c64(0xffff_ffffn)) : left);
+    c.setGpr(RCX, c.variant.addr32 ? i64.and(left, c64(0xffff_ffffn)) : left);
     const more = i64.ne(counter(c), c64(0));
     const zf = i32.ne(c.zero(), c32(0));
     c.jumpDirect(
@@ -65,19 +65,19 @@ const popMemory: Semantics = (c) => {
     c.dst.write(v);
     return;
   }
-  const old = c.f.let(i64.load(zeroAddress, RSP));
+  const old = c.f.let(c.gpr(RSP));
   c.drop(c64(c.size));
   const lin = c.linearAddress();
   // A fault on the write must leave RSP as it was.
-  const moved = c.f.let(i64.load(zeroAddress, RSP));
-  c.f.store(8, zeroAddress, RSP, old);
+  const moved = c.f.let(c.gpr(RSP));
+  c.setGpr(RSP, old);
   c.store(lin, c.size, v);
-  c.f.store(8, zeroAddress, RSP, moved);
+  c.setGpr(RSP, moved);
 };
 
 const leave: Semantics = (c) => {
   const bp = c.f.let(
-    c.variant.mode64 ? i64.load(zeroAddress, RBP) : i64.load32_u(zeroAddress, RBP),
+    c.variant.mode64 ? c.gpr(RBP) : i64.extend_u(c.fixed(RBP, 4).read()),
   );
   const v = c.throughStack(() => c.load(bp, c.size));
   c.setStackPointer(i64.add(bp, c64(c.size)));
@@ -96,7 +96,7 @@ const pushf: Semantics = (c) => {
 };
 
 const pusha: Semantics = (c) => {
-  const sp = c.f.let(i64.load(zeroAddress, RSP));
+  const sp = c.f.let(c.gpr(RSP));
   // All eight words are one access range: the lowest is written first so that a fault changes nothing.
   for (let r = 7; r >= 0; r--) {
     const at = c.f.let(i64.and(i64.sub(sp, c64((r + 1) * c.size)), c64(0xffff_ffffn)));

@@ -13,7 +13,7 @@ import {
   zext,
   zext64,
 } from "../context.ts";
-import { FLAG_A, FLAG_C, FLAG_S, FLAG_Z, FLAGS_SYSTEM, RAX, RBX, RCX, RDX, RECORD } from "../layout.ts";
+import { FLAGS_SYSTEM, RAX, RBX, RCX, RDX } from "../layout.ts";
 import { I32, I64 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local, select } from "../wasm/expr.ts";
 import { HELPER } from "../helpers.ts";
@@ -42,13 +42,13 @@ const carryIn = (c: Context, size: Size) => (size === 8 ? i64.extend_u(c.carry()
 const adc: Combine = (c, a, b, size) => {
   const o = ops(size);
   const r = c.f.let(o.add(o.add(a, b), carryIn(c, size)));
-  c.flagsAdd(a, b, r, size);
+  c.flagsAdc(a, b, r, size);
   return r;
 };
 const sbb: Combine = (c, a, b, size) => {
   const o = ops(size);
   const r = c.f.let(o.sub(o.sub(a, b), carryIn(c, size)));
-  c.flagsSub(a, b, r, size);
+  c.flagsSbb(a, b, r, size);
   return r;
 };
 const logic =
@@ -132,12 +132,7 @@ const incDec =
       if (delta === 1) c.flagsAdd(a, one, r, size);
       else c.flagsSub(a, one, r, size);
       const of = i64.shr_u(i64.xor(c.flagC, i64.shl(c.flagC, c64(1))), c64(63));
-      c.f.store(
-        8,
-        zeroAddress,
-        FLAG_C,
-        i64.shl(i64.or(i64.shl(cf, c64(1)), i64.xor(cf, of)), c64(62)),
-      );
+      c.setFlagC(i64.shl(i64.or(i64.shl(cf, c64(1)), i64.xor(cf, of)), c64(62)));
       return r;
     });
   };
@@ -232,13 +227,13 @@ const cmpxchgPair: Semantics = (c) => {
   const low = c.f.let(c.readAt(address, half));
   const high = c.f.let(c.readAt(address, half, half));
   const equal = c.f.let(
-    i32.and(o.eq(low, c.readAt(zeroAddress, half, RAX)), o.eq(high, c.readAt(zeroAddress, half, RDX))),
+    i32.and(o.eq(low, c.fixed(RAX, half).read()), o.eq(high, c.fixed(RDX, half).read())),
   );
   c.f.if(
     equal,
     () => {
-      c.f.store(half, address, 0, c.readAt(zeroAddress, half, RBX));
-      c.f.store(half, address, half, c.readAt(zeroAddress, half, RCX));
+      c.f.store(half, address, 0, c.fixed(RBX, half).read());
+      c.f.store(half, address, half, c.fixed(RCX, half).read());
     },
     () => {
       c.fixed(RAX, half).write(low);
@@ -280,7 +275,7 @@ function flagsMultiply(c: Context, low: Expr, size: Size, significant: Expr): vo
   c.setResult(low, size);
   const bit = c.f.let(significant);
   c.setCarryOverflow(bit, bit);
-  c.f.store(4, zeroAddress, FLAG_A, c32(0));
+  c.setFlagA(c32(0));
 }
 
 /** MUL and the one-operand IMUL: rDX:rAX = rAX * r/m. */
@@ -351,7 +346,7 @@ const divide =
         ? extend(c.fixed(RAX, 2).read(), 2)
         : size === 2
           ? extend(i32.or(i32.shl(c.fixed(RDX, 2).read(), c32(16)), c.fixed(RAX, 2).read()), 4)
-          : i64.or(i64.shl(i64.load(zeroAddress, RDX), c64(32)), i64.load32_u(zeroAddress, RAX)),
+          : i64.or(i64.shl(c.gpr(RDX), c64(32)), i64.extend_u(c.fixed(RAX, 4).read())),
     );
     if (signed) {
       // The one quotient that overflows the wasm operator itself.
@@ -375,8 +370,8 @@ const divide =
 /** 128 by 64 bits: the common case of a sign- or zero-extended dividend in wasm, the rest in a helper. */
 function divide64(c: Context, divisor: Expr, signed: boolean): void {
   const { f } = c;
-  const low = f.let(i64.load(zeroAddress, RAX));
-  const high = f.let(i64.load(zeroAddress, RDX));
+  const low = f.let(c.gpr(RAX));
+  const high = f.let(c.gpr(RDX));
   const simple = signed
     ? i32.and(
         i64.eq(high, i64.shr_s(low, c64(63))),
@@ -387,8 +382,8 @@ function divide64(c: Context, divisor: Expr, signed: boolean): void {
     simple,
     () => {
       const q = f.let(signed ? i64.div_s(low, divisor) : i64.div_u(low, divisor));
-      f.store(8, zeroAddress, RAX, q);
-      f.store(8, zeroAddress, RDX, i64.sub(low, i64.mul(q, divisor)));
+      c.setGpr(RAX, q);
+      c.setGpr(RDX, i64.sub(low, i64.mul(q, divisor)));
     },
     () => {
       f.store(8, zeroAddress, SCRATCH_DIVISOR, divisor);
@@ -430,7 +425,7 @@ const shift =
 
 function shiftCount(c: Context): Expr {
   const spec = c.operands[1]!;
-  return spec === "cb" ? i32.load8_u(zeroAddress, RCX) : spec === "1" ? c32(1) : c32Imm(c);
+  return spec === "cb" ? c.fixed(RCX, 1).read() : spec === "1" ? c32(1) : c32Imm(c);
 }
 const c32Imm = (c: Context) => i32.and(c.immediate(1).read(), c32(0xff));
 
@@ -465,7 +460,7 @@ function plainShift(c: Context, name: ShiftName, value: Expr, count: Expr, out: 
   f.set(out, narrow(result, size));
   c.setResult(narrow(result, size), size);
   c.setCarryOverflow(cf, of);
-  f.store(4, zeroAddress, FLAG_A, c32(0));
+  c.setFlagA(c32(0));
 }
 
 function rotate(c: Context, name: "rol" | "ror", value: Expr, count: Expr, out: Local, size: Size): void {
@@ -543,7 +538,7 @@ const doubleShift =
     const bits = size * 8;
     const count = f.let(
       i32.and(
-        c.operands[2] === "cb" ? i32.load8_u(zeroAddress, RCX) : c32Imm(c),
+        c.operands[2] === "cb" ? c.fixed(RCX, 1).read() : c32Imm(c),
         c32(size === 8 ? 63 : 31),
       ),
     );
@@ -579,7 +574,7 @@ const doubleShift =
         f.set(out, narrow(r, size));
         c.setResult(narrow(r, size), size);
         c.setCarryOverflow(cf, i32.xor(bit(r, bits - 1), bit(value, bits - 1)));
-        f.store(4, zeroAddress, FLAG_A, c32(0));
+        c.setFlagA(c32(0));
       });
       return out;
     });
@@ -602,7 +597,7 @@ const bitTest =
       const offset = i64.shl(i64.shr_s(sext64(index, size), c64(size === 8 ? 6 : size === 4 ? 5 : 4)), c64(Math.log2(size)));
       const narrow = (v: Expr, is32: boolean): Expr => (is32 ? i64.and(v, c64(0xffff_ffffn)) : v);
       const ea = narrow(i64.add(c.effectiveAddress(), offset), c.variant.addr32);
-      const base = i64.load(i32.load16_u(c.ip, RECORD.segment));
+      const base = c.segmentBase();
       const address = f.let(narrow(i64.add(ea, base), !c.variant.mode64));
       target = {
         read: () => c.load(address, size),
@@ -638,7 +633,7 @@ const bitScan =
     const o = ops(size);
     const v = f.let(c.src.read());
     const source = zext(v, size);
-    c.f.store(8, zeroAddress, FLAG_Z, zext64(v, size));
+    c.setFlagZ(zext64(v, size));
     f.if(o.ne(source, konst(size, 0)), () => {
       const width = size === 8 ? 63 : 31;
       c.dst.write(forward ? o.ctz(source) : o.sub(konst(size, width), o.clz(source)));
@@ -649,10 +644,10 @@ const popcnt: Semantics = (c) => {
   const v = c.f.let(c.src.read());
   const r = c.f.let(ops(c.size).popcnt(zext(v, c.size)));
   c.dst.write(r);
-  c.f.store(8, zeroAddress, FLAG_Z, zext64(v, c.size));
-  c.f.store(8, zeroAddress, FLAG_S, c64(1)); // PF = SF = 0
-  c.f.store(8, zeroAddress, FLAG_C, c64(0));
-  c.f.store(4, zeroAddress, FLAG_A, c32(0));
+  c.setFlagZ(zext64(v, c.size));
+  c.setFlagS(c64(1)); // PF = SF = 0
+  c.setFlagC(c64(0));
+  c.setFlagA(c32(0));
 };
 
 const bswap: Semantics = (c) => {
@@ -717,18 +712,14 @@ export function lowFlags(c: Context): Expr {
 /** Sets SF, ZF, AF, PF from the low byte of an i32, and CF and OF from `cf` and `of`. */
 export function setLowFlags(c: Context, value: Expr, overflow: Expr): void {
   const v = c.f.let(value);
-  c.f.store(8, zeroAddress, FLAG_Z, i64.extend_u(i32.eqz(i32.and(v, c32(0x40)))));
+  c.setFlagZ(i64.extend_u(i32.eqz(i32.and(v, c32(0x40)))));
   // The sign bit, and a low byte of odd parity exactly when PF is 0.
-  c.f.store(
-    8,
-    zeroAddress,
-    FLAG_S,
-    i64.or(
+  c.setFlagS(i64.or(
       i64.shl(i64.extend_u(i32.and(v, c32(0x80))), c64(56)),
       i64.extend_u(i32.eqz(i32.and(v, c32(4)))),
     ),
   );
-  c.f.store(4, zeroAddress, FLAG_A, i32.shr_u(i32.and(v, c32(0x10)), c32(1)));
+  c.setFlagA(i32.shr_u(i32.and(v, c32(0x10)), c32(1)));
   c.setCarryOverflow(i32.and(v, c32(1)), overflow);
 }
 const sahf: Semantics = (c) => {
@@ -766,9 +757,9 @@ const cmovcc =
   };
 
 const xlat: Semantics = (c) => {
-  let ea: Expr = i64.add(i64.load(zeroAddress, RBX), i64.load8_u(zeroAddress, RAX));
+  let ea: Expr = i64.add(c.gpr(RBX), i64.extend_u(c.fixed(RAX, 1).read()));
   if (c.variant.addr32) ea = i64.and(ea, c64(0xffff_ffffn));
-  const lin = c.f.let(i64.add(ea, i64.load(i32.load16_u(c.ip, 16))));
+  const lin = c.f.let(i64.add(ea, c.segmentBase()));
   c.fixed(RAX, 1).write(c.load(lin, 1));
 };
 
@@ -818,7 +809,7 @@ export const integerInstructions = (): Insn[] => [
   ...insn("mov", "a3", "Ov,av", mov),
   ...insn("mov", "b0+r", "Zb,Ib", mov),
   ...insn("mov", "b8+r", "Zv,Iv", (c) => {
-    c.dst.write(c.size === 8 ? i64.load(c.ip, 24) : c.immediate().read());
+    c.dst.write(c.size === 8 ? c.immediate64() : c.immediate().read());
   }),
   ...insn("movzx", "0f b6 /r", "Gv,Eb", movzx),
   ...insn("movzx", "0f b7 /r", "Gv,Ew", movzx),

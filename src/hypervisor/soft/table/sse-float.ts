@@ -1,6 +1,5 @@
 /** Floating-point arithmetic and comparison (SDM vol. 1, 10.4.1 and 11.4.1). */
-import { type Context, zeroAddress } from "../context.ts";
-import { FLAG_A, FLAG_C, FLAG_S, FLAG_Z } from "../layout.ts";
+import type { Context } from "../context.ts";
 import { SLOW, SLOW_PREDICATE_SHIFT } from "../sse-slow.ts";
 import { I32 } from "../wasm/encoding.ts";
 import { c32, c64, cv128, type Expr, f32x4, i32, i32x4, i64, select, v128 } from "../wasm/expr.ts";
@@ -173,15 +172,14 @@ const compareFlags =
 
 /** Sets ZF, PF and CF as in `flags` (RFLAGS positions) and clears OF, SF and AF. */
 function writeFlags(c: Context, flags: Expr): void {
-  const { f } = c;
   const isClear = (bit: number) => i64.extend_u(i32.eqz(i32.and(flags, c32(bit))));
-  f.store(8, zeroAddress, FLAG_Z, isClear(ZF));
+  c.setFlagZ(isClear(ZF));
   // A byte with one bit has odd parity.
-  f.store(8, zeroAddress, FLAG_S, isClear(PF));
+  c.setFlagS(isClear(PF));
   // Bit 63 is CF; bit 62, CF xor OF, is the same.
   const carry = i64.extend_u(i32.sub(c32(0), i32.and(flags, c32(CF))));
-  f.store(8, zeroAddress, FLAG_C, i64.shl(carry, c64(62)));
-  f.store(4, zeroAddress, FLAG_A, c32(0));
+  c.setFlagC(i64.shl(carry, c64(62)));
+  c.setFlagA(c32(0));
 }
 
 const words = (value: number): Expr => cv128(new Uint8Array(new Uint32Array(4).fill(value).buffer));

@@ -1,6 +1,6 @@
 /** Moves between XMM registers, memory and general registers (SDM vol. 2; vol. 1, 10.4.1 and 11.4.1). */
 import { type Context, READ_WRITE, type Size, zeroAddress, zext64 } from "../context.ts";
-import { MXCSR, RDI, RECORD } from "../layout.ts";
+import { MXCSR, RDI } from "../layout.ts";
 import { c32, c64, type Expr, i8x16, i32, i32x4, i64, i64x2, v128 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 import { copy, imm8, lowAddress, SSE, zero128 } from "./sse-operands.ts";
@@ -85,8 +85,8 @@ export const extractWord =
  */
 export function maskedStore(c: Context, size: 8 | 16, value: Expr, maskBytes: Expr): void {
   const { f } = c;
-  const pointer = c.variant.addr32 ? i64.load32_u(zeroAddress, RDI) : i64.load(zeroAddress, RDI);
-  const sum = i64.add(pointer, i64.load(i32.load16_u(c.ip, RECORD.segment)));
+  const pointer = c.pointer(RDI);
+  const sum = i64.add(pointer, c.segmentBase());
   const lin = f.let(c.variant.mode64 ? sum : i64.and(sum, c64(0xffff_ffffn)));
   const address = c.translate(READ_WRITE, lin, size);
   const old = size === 16 ? v128.load(address) : v128.load64_zero(address);

@@ -9,7 +9,6 @@ import {
   RAX,
   RCX,
   RDI,
-  RECORD,
   REG,
   RIP,
   RSI,
@@ -21,7 +20,7 @@ import { type Insn, insn, type Semantics } from "./insn.ts";
 
 /** rSI, rDI or rCX at the instruction's address size. */
 const pointer = (c: Context, reg: number): Expr =>
-  c.variant.addr32 ? i64.load32_u(zeroAddress, reg) : i64.load(zeroAddress, reg);
+  c.pointer(reg);
 
 function setPointer(c: Context, reg: number, value: Expr): void {
   c.f.store(8, zeroAddress, reg, c.variant.addr32 ? i64.and(value, c64(0xffff_ffffn)) : value);
@@ -35,7 +34,7 @@ const truncate = (c: Context, lin: Expr): Expr =>
   c.f.let(c.variant.mode64 ? lin : i64.and(lin, c64(0xffff_ffffn)));
 
 const sourceAddress = (c: Context): Expr =>
-  truncate(c, i64.add(pointer(c, RSI), i64.load(i32.load16_u(c.ip, RECORD.segment))));
+  truncate(c, i64.add(pointer(c, RSI), c.segmentBase()));
 
 /** The destination is always in ES, which has base 0 in 64-bit mode. */
 const destinationAddress = (c: Context): Expr =>

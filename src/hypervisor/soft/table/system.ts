@@ -1,7 +1,7 @@
 /** System instructions: nearly all are TypeScript helpers, since they run rarely and change machine state. */
 import { zeroAddress } from "../context.ts";
 import { HELPER } from "../helpers.ts";
-import { ATTENTION, CPL, FLAGS_SYSTEM, IRQ_WAITING, SHADOW_RIP } from "../layout.ts";
+import { ATTENTION, CPL, EXIT, FLAGS_SYSTEM, IRQ_WAITING, RIP, SHADOW_RIP } from "../layout.ts";
 import { c32, i32 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 
@@ -34,7 +34,13 @@ const sti: Semantics = (c) => {
       const flags = c.f.let(i32.load(zeroAddress, FLAGS_SYSTEM));
       c.f.if(i32.eqz(i32.and(flags, c32(IF))), () => c.f.store(8, zeroAddress, SHADOW_RIP, c.nextRip()));
       c.f.store(4, zeroAddress, FLAGS_SYSTEM, i32.or(flags, c32(IF)));
-      c.f.if(i32.load(zeroAddress, IRQ_WAITING), () => c.f.store(4, zeroAddress, ATTENTION, c32(-1)));
+      // The block ends here when an interrupt waits: a CLI further on must not shut it out again.
+      c.f.if(i32.load(zeroAddress, IRQ_WAITING), () => {
+        c.f.store(4, zeroAddress, ATTENTION, c32(-1));
+        c.f.store(8, zeroAddress, RIP, c.nextRip());
+        c.charge();
+        c.leave(EXIT.changed);
+      });
     },
   );
 };

@@ -1,0 +1,101 @@
+import { afterAll, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { openFile, readSome } from "../platform/files.ts";
+import { Metrics } from "./metrics.ts";
+
+const dir = mkdtempSync(join(tmpdir(), "sparkler-metrics-"));
+afterAll(() => rmSync(dir, { recursive: true }));
+
+const block = {
+  readBytes: 0,
+  readCount: 0,
+  writeBytes: 0,
+  writeCount: 0,
+  flushCount: 0,
+  invalidRequests: 0,
+  executeFails: 0,
+  queueEvents: 0,
+};
+
+test("a line of JSON: counters since the last line, gauges as they are", () => {
+  const path = join(dir, "metrics");
+  const metrics = new Metrics();
+  expect(metrics.flush()).toBe(false);
+  metrics.open(path);
+  metrics.add("put_api_requests", "drive_count");
+  metrics.store("latencies_us", "pause_vm", 7);
+  const devices = (read: number) => ({
+    blocks: { a: { ...block, readBytes: read }, b: { ...block, readBytes: 1 } },
+    entropy: { bytes: 64, requests: 1, fails: 0 },
+    uart: { sent: 10, received: 2, lost: 0 },
+  });
+  metrics.setDevices(devices(512));
+  expect(metrics.flush()).toBe(true);
+  metrics.setDevices(devices(1024));
+  metrics.flush();
+  metrics.close();
+  const lines = readFileSync(path, "utf8").trimEnd().split("\n");
+  const [first, second] = lines.map((line) => JSON.parse(line));
+  expect(lines.length).toBe(2);
+  expect(Object.keys(first)[0]).toBe("utc_timestamp_ms");
+  expect(Math.abs(first.utc_timestamp_ms - Date.now())).toBeLessThan(5000);
+  expect(first).toMatchObject({
+    put_api_requests: { drive_count: 1, drive_fails: 0, actions_count: 0 },
+    latencies_us: { pause_vm: 7, resume_vm: 0 },
+    block_a: { read_bytes: 512 },
+    block: { read_bytes: 513, write_count: 0 },
+    entropy: { entropy_bytes: 64 },
+    uart: { write_count: 10, read_count: 2, missed_write_count: 0 },
+  });
+  expect(second).toMatchObject({
+    put_api_requests: { drive_count: 0 },
+    latencies_us: { pause_vm: 7 },
+    block_a: { read_bytes: 512 },
+    block_b: { read_bytes: 0 },
+    block: { read_bytes: 512 },
+    uart: { write_count: 0 },
+  });
+});
+
+test("a FIFO that nobody reads does not block, and no count is lost", () => {
+  const path = join(dir, "fifo");
+  Bun.spawnSync(["mkfifo", path]);
+  const metrics = new Metrics();
+  metrics.open(path);
+  let missed = 0;
+  for (let i = 0; i < 200; i++) {
+    metrics.add("get_api_requests", "mmds_count");
+    if (!metrics.flush()) missed++;
+  }
+  expect(missed).toBeGreaterThan(0);
+  const fd = openFile(path, { nonblock: true });
+  const buffer = new Uint8Array(1 << 20);
+  let text = "";
+  const drain = () => {
+    for (let n = readSome(fd, buffer); n !== undefined && n > 0; n = readSome(fd, buffer)) {
+      text += new TextDecoder().decode(buffer.subarray(0, n));
+    }
+  };
+  drain();
+  expect(metrics.flush()).toBe(true);
+  drain();
+  const lines = text
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+  const sum = (group: string, name: string) => lines.reduce((total, line) => total + line[group][name], 0);
+  expect(sum("get_api_requests", "mmds_count")).toBe(200);
+  expect(sum("logger", "missed_metrics_count")).toBe(missed);
+  metrics.close();
+});
+
+test("a place that cannot be opened is an error, one that cannot be written is counted", () => {
+  const metrics = new Metrics();
+  expect(() => metrics.open(join(dir, "none", "x"))).toThrow("No such file or directory (os error 2)");
+  expect(metrics.isOpen).toBe(false);
+  metrics.open("/dev/full");
+  expect(metrics.flush()).toBe(false);
+  metrics.close();
+});
