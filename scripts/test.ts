@@ -35,10 +35,10 @@ function wanted(file: string): boolean {
 }
 
 function place(file: string): number {
-  const at = [...QUICK, ...PROGRAMS, "tests", ...LAST].indexOf(
+  const position = [...QUICK, ...PROGRAMS, "tests", ...LAST].indexOf(
     [...PROGRAMS, ...LAST].find((folder) => file.startsWith(`${folder}/`)) ?? file.split("/")[0]!,
   );
-  return at < 0 ? 0 : at;
+  return Math.max(position, 0);
 }
 
 async function runFile(file: string, reports: string): Promise<Outcome> {
@@ -67,7 +67,8 @@ async function runFile(file: string, reports: string): Promise<Outcome> {
   clearTimeout(timer);
   const outcome: Outcome = { file, ...(await readReport(report)), reasons: skipReasons(stdout + stderr) };
   // A file that cannot be loaded, or that ends the process, leaves no report.
-  if (outcome.failed === 0 && (exitCode !== 0 || late || !(await Bun.file(report).exists()))) outcome.failed = 1;
+  if (outcome.failed === 0 && (exitCode !== 0 || late || !(await Bun.file(report).exists())))
+    outcome.failed = 1;
   const seconds = ((performance.now() - begin) / 1000).toFixed(1);
   const counts = [`${outcome.passed} passed`];
   if (outcome.failed > 0) counts.push(`${outcome.failed} FAILED`);

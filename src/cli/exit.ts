@@ -23,7 +23,14 @@ export class UsageError extends Error {
 }
 
 /** Errors whose message is written for the user, by name: the rest are bugs and show their stack. */
-const USER_ERRORS = new Set(["ConfigError", "BootError", "ImageError", "UsageError"]);
+const USER_ERRORS = new Set([
+  "ConfigError",
+  "BootError",
+  "ImageError",
+  "UsageError",
+  "ApiSocketError",
+  "LogTargetError",
+]);
 
 /** Message and exit code for an error that ended a command. */
 export function explain(error: unknown): { message: string; code: number } {

@@ -1,19 +1,26 @@
-/** `sparkler --no-api --config-file F`: Firecracker's command line without its API server. */
+/** Firecracker's command line: a microVM from an API socket, a configuration file, or both. */
 
 import { readFileSync } from "node:fs";
-import { LOG_LEVELS, Logger, type LoggerOptions, openLog, parseLogLevel } from "../observe/logger.ts";
+import type { HttpServer } from "../api/http/server.ts";
+import { MmdsError, MmdsStore } from "../mmds/store.ts";
+import { type LogSettings, LogTarget } from "../observe/log-target.ts";
+import { LOG_LEVELS, type Logger, parseLogLevel } from "../observe/logger.ts";
+import { Metrics } from "../observe/metrics.ts";
+import { monotonicMicros } from "../platform/clock.ts";
 import { SystemError } from "../platform/errno.ts";
 import { closeFile, openFile } from "../platform/files.ts";
-import { isTerminal, setRawMode } from "../platform/tty.ts";
-import { type Accelerator, chooseAccelerator } from "../vmm/accel.ts";
-import { buildMicrovm } from "../vmm/builder.ts";
-import { type ConfiguredLogger, configLogger, configToSpec, parseConfig } from "../vmm/config.ts";
+import { type Accelerator, chooseAccelerator, describeChoice } from "../vmm/accel.ts";
+import { loggerSettings, parseConfig } from "../vmm/config.ts";
 import { ConfigError } from "../vmm/config-error.ts";
+import { Instance } from "../vmm/instance.ts";
 import type { MicrovmEnd } from "../vmm/microvm.ts";
+import { parseJson } from "../vmm/schema/validate.ts";
 import { EXIT_ERROR, EXIT_OK, exitForSignal, UsageError } from "./exit.ts";
+import { DEFAULT_API_SOCKET, DEFAULT_MAX_PAYLOAD } from "./flags.ts";
 import { VERSION } from "./program.ts";
 import { stopOnSignal } from "./signals.ts";
 
+/** As the command line gives them. */
 export interface FirecrackerFlags {
   api: boolean;
   configFile?: string;
@@ -24,16 +31,19 @@ export interface FirecrackerFlags {
   showLevel?: boolean;
   showLogOrigin?: boolean;
   bootTimer?: boolean;
+  metadata?: string;
+  metricsPath?: string;
+  httpApiMaxPayloadSize?: string;
+  mmdsSizeLimit?: string;
+  startTimeUs?: string;
+  startTimeCpuUs?: string;
+  parentCpuTimeUs?: string;
   accel: Accelerator;
 }
 
-const STDIN = 0;
-const STDOUT = 1;
-const STDERR = 2;
-
 /**
- * Runs the machine of the configuration file until its guest ends. Returns the exit code. `overrides.backend`: a
- * CPU backend by its module, see `loadBackend`.
+ * Serves the API, or runs the machine of the configuration file, until the guest ends or a signal comes. Returns
+ * the exit code. `overrides.backend`: a CPU backend by its module, see `loadBackend`.
  */
 export async function firecrackerCommand(
   flags: FirecrackerFlags,
@@ -42,51 +52,83 @@ export async function firecrackerCommand(
 ): Promise<number> {
   if (refused.length > 0) throw new UsageError(`${refused.join(", ")}: not supported yet. Leave it out.`);
   checkId(flags.id);
-  if (flags.api) {
-    process.stderr.write(
-      "Error: The API server is not there yet. Give --no-api and --config-file, or use `sparkler run`.\n",
-    );
-    return EXIT_ERROR;
-  }
-  if (flags.apiSock !== undefined)
+  const maxBody = bytes("http-api-max-payload-size", flags.httpApiMaxPayloadSize) ?? DEFAULT_MAX_PAYLOAD;
+  const mmds = new MmdsStore(bytes("mmds-size-limit", flags.mmdsSizeLimit) ?? maxBody);
+  if (!flags.api && flags.apiSock !== undefined)
     throw new UsageError("--api-sock and --no-api exclude each other. Leave one out.");
-  if (flags.configFile === undefined) throw new UsageError("--no-api needs --config-file.");
-  const flagLogger = loggerFlags(flags);
+  if (!flags.api && flags.configFile === undefined) throw new UsageError("--no-api needs --config-file.");
 
-  const config = parseConfig(readConfig(flags.configFile));
-  // As in Firecracker the file has the last word.
-  const logOptions = openLogger(flags.id, { ...flagLogger, ...configLogger(config) });
-  const log = new Logger(logOptions, "main");
-  log.info(`Running Sparkler v${VERSION}`);
+  const log = new LogTarget(flags.id);
+  log.update(loggerFlags(flags));
+  log.logger.info(`Running Sparkler v${VERSION}`);
+  const metrics = new Metrics();
+  if (flags.metricsPath !== undefined) openMetrics(metrics, flags.metricsPath);
+
+  let server: HttpServer | undefined;
+  const removeSocket = () => server?.close();
+  process.on("exit", removeSocket);
   try {
-    const accel = chooseAccelerator(flags.accel);
-    log.info(`The guest runs on the software CPU: ${accel.reason}`);
-    const { serialOutPath, ...machine } = configToSpec(config);
-    const microvm = await buildMicrovm(
-      {
-        ...machine,
-        serial: {
-          outputFd: serialOutPath === undefined ? STDOUT : openSerialOutput(serialOutPath),
-          inputFd: STDIN,
-        },
-        bootTimer: flags.bootTimer ?? false,
-        log: logOptions,
-      },
-      { backend: overrides.backend ?? accel.backend },
-    );
-    for (const file of [machine.kernel, ...machine.initrd]) closeFile(file.fd);
-    const signal = stopOnSignal(() => microvm.stop());
-    if (isTerminal(STDIN)) process.on("exit", setRawMode(STDIN));
-    const end = await microvm.ended;
-    return report(end, signal(), log);
+    const accel = await chooseAccelerator(flags.accel);
+    log.logger.info(describeChoice(accel));
+    const backend = overrides.backend ?? accel.backend;
+    const instance = new Instance({
+      id: flags.id,
+      backend,
+      bootTimer: flags.bootTimer ?? false,
+      log,
+      metrics,
+    });
+    if (flags.metadata !== undefined) putMetadata(mmds, flags.metadata);
+    const signalled = Promise.withResolvers<void>();
+    const signal = stopOnSignal(() => {
+      if (instance.state === "Not started") signalled.resolve();
+      instance.stop();
+    });
+    const started = Promise.withResolvers<void>();
+    if (flags.api) {
+      const [{ serveApi }, { API_VERSION }] = await Promise.all([
+        import("../api/server.ts"),
+        import("../api/version.ts"),
+      ]);
+      server = serveApi({
+        path: flags.apiSock ?? DEFAULT_API_SOCKET,
+        maxBody,
+        api: { instance, mmds, version: API_VERSION },
+        ready: started.promise,
+      });
+      reportStart(metrics, flags);
+      log.logger.info("API server started.");
+    }
+    if (flags.configFile !== undefined) await startFromFile(instance, flags.configFile);
+    started.resolve();
+    const end = await Promise.race([instance.ended, signalled.promise]);
+    await instance.flushMetrics().catch(() => false);
+    return report(end ?? undefined, signal(), log.logger);
   } catch (error) {
-    if (error instanceof Error) log.error(error.message);
+    if (error instanceof Error) log.logger.error(error.message);
     throw error;
+  } finally {
+    removeSocket();
+    process.off("exit", removeSocket);
   }
 }
 
-function report({ end }: MicrovmEnd, signal: number | undefined, log: Logger): number {
+async function startFromFile(instance: Instance, path: string): Promise<void> {
+  const { log, metrics } = instance.options;
+  const config = parseConfig(readText("Unable to open or read from the configuration file", path));
+  // As in Firecracker the file has the last word.
+  log.update(loggerSettings(config.logger));
+  if (config.metrics !== undefined) {
+    if (metrics.isOpen) throw new ConfigError("Metrics error: Reinitialization of metrics not allowed.");
+    openMetrics(metrics, config.metrics.metrics_path);
+  }
+  instance.resources.apply(config);
+  await instance.start();
+}
+
+function report(ended: MicrovmEnd | undefined, signal: number | undefined, log: Logger): number {
   if (signal !== undefined) return exitForSignal(signal);
+  const end = ended?.end ?? { kind: "stopped" };
   if (end.kind === "reset" || end.kind === "stopped") {
     log.info("Sparkler exiting successfully. exit_code=0");
     return EXIT_OK;
@@ -103,56 +145,66 @@ function checkId(id: string): void {
   }
 }
 
-function loggerFlags(flags: FirecrackerFlags): ConfiguredLogger {
-  const result: ConfiguredLogger = {};
-  if (flags.level !== undefined) {
-    const level = parseLogLevel(flags.level);
-    if (level === undefined) {
-      throw new UsageError(`Invalid --level \`${flags.level}\`. Give one of ${LOG_LEVELS.join(", ")}.`);
-    }
-    result.level = level;
-  }
-  if (flags.logPath !== undefined) result.path = flags.logPath;
-  if (flags.showLevel !== undefined) result.showLevel = flags.showLevel;
-  if (flags.showLogOrigin !== undefined) result.showOrigin = flags.showLogOrigin;
-  return result;
+/** A size or time of the command line. */
+function bytes(flag: string, text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  if (!/^\d{1,15}$/.test(text)) throw new UsageError(`Invalid --${flag} \`${text}\`. Give a whole number.`);
+  return Number(text);
 }
 
-function openLogger(id: string, settings: ConfiguredLogger): LoggerOptions {
+function loggerFlags(flags: FirecrackerFlags): LogSettings {
+  const level = flags.level === undefined ? undefined : parseLogLevel(flags.level);
+  if (flags.level !== undefined && level === undefined) {
+    throw new ConfigError(`Invalid --level \`${flags.level}\`. Give one of ${LOG_LEVELS.join(", ")}.`);
+  }
   return {
-    id,
-    fd: settings.path === undefined ? STDERR : openOr("Failed to open the log file", settings.path, openLog),
-    level: settings.level ?? "Info",
-    showLevel: settings.showLevel ?? false,
-    showOrigin: settings.showOrigin ?? false,
+    ...(level === undefined ? {} : { level }),
+    ...(flags.logPath === undefined ? {} : { path: flags.logPath }),
+    ...(flags.showLevel === undefined ? {} : { showLevel: flags.showLevel }),
+    ...(flags.showLogOrigin === undefined ? {} : { showOrigin: flags.showLogOrigin }),
   };
 }
 
-function openSerialOutput(path: string): number {
-  return openOr("Failed to open the serial output file", path, (name) =>
-    openFile(name, { write: true, create: true, append: true, nonblock: true }),
-  );
-}
-
-function openOr(sentence: string, path: string, open: (path: string) => number): number {
-  try {
-    return open(path);
-  } catch (error) {
-    if (error instanceof SystemError || error instanceof RangeError) {
-      throw new ConfigError(`${sentence} ${path}: ${error.message}`);
-    }
-    throw error;
+/** How long it took from the start of the process, or of its jailer, until the API answers. */
+function reportStart(metrics: Metrics, flags: FirecrackerFlags): void {
+  const wall = bytes("start-time-us", flags.startTimeUs);
+  const cpu = bytes("start-time-cpu-us", flags.startTimeCpuUs);
+  const parent = bytes("parent-cpu-time-us", flags.parentCpuTimeUs) ?? 0;
+  if (wall !== undefined) {
+    metrics.store("api_server", "process_startup_time_us", Math.max(0, monotonicMicros() - wall));
+  }
+  if (cpu !== undefined) {
+    const { user, system } = process.cpuUsage();
+    metrics.store("api_server", "process_startup_time_cpu_us", Math.max(0, user + system - cpu) + parent);
   }
 }
 
-function readConfig(path: string): string {
+function openMetrics(metrics: Metrics, path: string): void {
+  try {
+    metrics.open(path);
+  } catch (error) {
+    if (!(error instanceof SystemError || error instanceof RangeError)) throw error;
+    throw new ConfigError(`Failed to open the metrics file ${path}: ${error.message}`);
+  }
+}
+
+function putMetadata(mmds: MmdsStore, path: string): void {
+  const text = readText("Unable to open or read from the mmds content file", path);
+  try {
+    mmds.put(parseJson(text));
+  } catch (error) {
+    if (!(error instanceof SyntaxError || error instanceof MmdsError)) throw error;
+    throw new ConfigError(`MMDS error: ${path}: ${error.message}`);
+  }
+}
+
+function readText(sentence: string, path: string): string {
   let fd: number | undefined;
   try {
     fd = openFile(path);
     return readFileSync(fd, "utf8");
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new ConfigError(`Unable to open or read from the configuration file: ${path}: ${reason}`);
+    throw new ConfigError(`${sentence}: ${path}: ${error instanceof Error ? error.message : String(error)}`);
   } finally {
     if (fd !== undefined) closeFile(fd);
   }

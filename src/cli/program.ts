@@ -4,6 +4,7 @@ import { Command, CommanderError, InvalidArgumentError, Option } from "commander
 import packageJson from "../../package.json" with { type: "json" };
 import { ACCELERATORS } from "../vmm/accel.ts";
 import { EXIT_BAD_ARGUMENTS, EXIT_OK, explain } from "./exit.ts";
+import { FIRECRACKER_FLAGS } from "./flags.ts";
 
 export const VERSION = packageJson.version;
 
@@ -87,47 +88,27 @@ function addImage(program: Command, done: (code: number) => void): void {
 
 /** Firecracker's flags, without a subcommand. */
 function addFirecracker(program: Command, done: (code: number) => void): void {
-  const unused = (flags: string, text: string) => new Option(flags, text).hideHelp();
-  program
-    .option("--no-api", "no API server: the machine comes from --config-file")
-    .option("--config-file <file>", "machine configuration in Firecracker's format (JSON)")
-    .option("--api-sock <path>", "socket of the API server")
-    .option("--id <id>", "name of the microVM", "anonymous-instance")
-    .option("--level <level>", "log level: Off, Error, Warn, Info, Debug or Trace")
-    .option("--log-path <file>", "file or FIFO for the log (default: stderr)")
-    .option("--show-level", "show the level in log lines")
-    .option("--show-log-origin", "show file and line in log lines")
-    .option("--boot-timer", "log when the guest's init writes to the boot timer")
-    .addOption(
-      new Option("--accel <how>", "what runs the guest's code").choices(ACCELERATORS).default("auto"),
-    )
-    .addOption(unused("--no-seccomp", "accepted: there is no filter"))
-    .addOption(unused("--start-time-us <us>", "accepted"))
-    .addOption(unused("--start-time-cpu-us <us>", "accepted"))
-    .addOption(unused("--parent-cpu-time-us <us>", "accepted"));
-  for (const { flag, argument } of REFUSED)
-    program.addOption(unused(`--${flag}${argument}`, "not supported yet"));
+  for (const { name, argument, text, support, default: value } of FIRECRACKER_FLAGS) {
+    const option = new Option(`--${name}${argument === "" ? "" : ` ${argument}`}`, text);
+    if (value !== undefined) option.default(value);
+    if (support !== "yes" || name.endsWith("-us")) option.hideHelp();
+    program.addOption(option);
+  }
+  program.addOption(
+    new Option("--accel <how>", "what runs the guest's code").choices(ACCELERATORS).default("auto"),
+  );
   program.action(async (options: import("./firecracker.ts").FirecrackerFlags) => {
     done(await (await import("./firecracker.ts")).firecrackerCommand(options, refusedFlags(program)));
   });
 }
 
-/** Flags of Firecracker that would change what the monitor does: refused, not ignored. */
-const REFUSED = [
-  { flag: "module", argument: " <name>" },
-  { flag: "metadata", argument: " <file>" },
-  { flag: "metrics-path", argument: " <file>" },
-  { flag: "enable-pci", argument: "" },
-  { flag: "seccomp-filter", argument: " <file>" },
-  { flag: "http-api-max-payload-size", argument: " <bytes>" },
-  { flag: "mmds-size-limit", argument: " <bytes>" },
-  { flag: "snapshot-version", argument: "" },
-  { flag: "describe-snapshot", argument: " <file>" },
-] as const;
-
+/** Flags given that would change what the monitor does in a way that it cannot: refused, not ignored. */
 function refusedFlags(program: Command): string[] {
+  const refused = FIRECRACKER_FLAGS.filter(({ support }) => support === "refused").map(
+    ({ name }) => `--${name}`,
+  );
   return program.options
-    .filter((option) => option.description === "not supported yet")
+    .filter((option) => refused.includes(option.long ?? ""))
     .filter((option) => program.getOptionValueSource(option.attributeName()) === "cli")
     .map((option) => option.long ?? option.flags);
 }
@@ -141,6 +122,18 @@ function createProgram(argv: readonly string[], done: (code: number) => void): C
     .exitOverride();
   addRun(program, done);
   addImage(program, done);
+  program
+    .command("doctor")
+    .summary("tell what this host can do, and what to do about the rest")
+    .action(async () => {
+      done(await (await import("./doctor.ts")).doctorCommand());
+    });
+  program
+    .command("openapi")
+    .summary("print the OpenAPI document of the API")
+    .action(async () => {
+      done((await import("./openapi.ts")).openApiCommand());
+    });
   program.command("start", { hidden: true }).action(async () => {
     done(await (await import("./start.ts")).startCommand());
   });

@@ -3,12 +3,13 @@
 import { mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { BootError } from "../boot/boot-error.ts";
 import { defaultCacheDir } from "../image/cache.ts";
 import { silentProgress, terminalProgress } from "../image/progress.ts";
 import { type AddedPath, runArchive } from "../image/run-archive.ts";
 import { closeFile } from "../platform/files.ts";
 import { isTerminal } from "../platform/tty.ts";
-import { type Accelerator, checkLimits, chooseAccelerator } from "../vmm/accel.ts";
+import { type Accelerator, checkLimits, chooseAccelerator, describeChoice } from "../vmm/accel.ts";
 import { buildMicrovm } from "../vmm/builder.ts";
 import { ConfigError } from "../vmm/config-error.ts";
 import { openBootFile } from "../vmm/file-source.ts";
@@ -59,8 +60,8 @@ export async function runCommand(
   overrides: { backend?: string } = {},
 ): Promise<number> {
   const timings = new Timings();
-  const accel = chooseAccelerator(flags.accel);
-  checkLimits(flags.vcpus, flags.mem);
+  const accel = await chooseAccelerator(flags.accel);
+  checkLimits(accel.backend, flags.vcpus, flags.mem);
   const archive = runArchive({
     argv,
     add: flags.add.map(parseAdd),
@@ -105,6 +106,8 @@ export async function runCommand(
         onOutputBroken: (code, message) => outcome.outputBroken(code, message),
       },
     });
+  } catch (error) {
+    throw namingFlags(error);
   } finally {
     // Open by now. Without a name it goes away with the process, however that ends.
     root?.removeName();
@@ -116,11 +119,23 @@ export async function runCommand(
   timings.mark("machine ended");
 
   const { status, message } = outcome.result(end);
-  if (flags.timings) process.stderr.write(timings.toString() + statsLines(end.stats));
+  if (flags.timings) {
+    process.stderr.write(`${describeChoice(accel)}\n${timings}${statsLines(end.stats)}`);
+  }
   const number = signal();
   if (number !== undefined) return exitForSignal(number);
   if (message !== undefined) process.stderr.write(`sparkler: ${message}\n`);
   return status ?? EXIT_ERROR;
+}
+
+/** The machine's errors advise on fields of a configuration file; here the user gave flags. */
+function namingFlags(error: unknown): unknown {
+  if (!(error instanceof ConfigError || error instanceof BootError)) return error;
+  const message = error.message
+    .replaceAll("mem_size_mib", "--mem")
+    .replaceAll("boot_args", "--boot-args")
+    .replaceAll("initrd_path", "--initrd");
+  return new ConfigError(message, { cause: error });
 }
 
 function statsLines(stats: Readonly<Record<string, number>>): string {

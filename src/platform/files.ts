@@ -130,14 +130,14 @@ export interface FileStatus {
   dev: bigint;
   ino: bigint;
   rdev: bigint;
-  kind: "file" | "directory" | "block" | "character" | "fifo" | "socket" | "other";
+  kind: "file" | "directory" | "block" | "character device" | "fifo" | "socket" | "other";
 }
 
 const KINDS: ReadonlyMap<number, FileStatus["kind"]> = new Map([
   [fs.S_IFREG, "file"],
   [fs.S_IFDIR, "directory"],
   [fs.S_IFBLK, "block"],
-  [fs.S_IFCHR, "character"],
+  [fs.S_IFCHR, "character device"],
   [fs.S_IFIFO, "fifo"],
   [fs.S_IFSOCK, "socket"],
 ]);

@@ -4,6 +4,7 @@
  */
 
 import { dlopen } from "bun:ffi";
+import { libc } from "./libc.ts";
 
 const SYMBOLS = {
   /** For requests whose argument is a number, not a structure. */
@@ -19,6 +20,8 @@ const SYMBOLS = {
 } as const;
 
 function load() {
+  // What reads errno: opening it between a failed call and that would overwrite it.
+  libc();
   return dlopen("libc.so.6", SYMBOLS).symbols;
 }
 

@@ -81,7 +81,7 @@ describe("files", () => {
     expect(caught(() => writeAt(fd, new Uint8Array(1), 0)).code).toBe("EBADF");
     closeFile(fd);
     const device = openFile("/dev/null");
-    expect(fileStatus(device).kind).toBe("character");
+    expect(fileStatus(device).kind).toBe("character device");
     closeFile(device);
   });
 

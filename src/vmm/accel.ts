@@ -5,39 +5,93 @@ import { ConfigError } from "./config-error.ts";
 export const ACCELERATORS = ["auto", "kvm", "soft"] as const;
 export type Accelerator = (typeof ACCELERATORS)[number];
 
-/** What the software CPU can be so far. Memory: it shares a 4 GiB WebAssembly memory with the CPU's own state. */
-export const SOFT_LIMITS = { vcpus: 1, memMib: 3072 } as const;
+/** What a backend can be so far. Memory: one WebAssembly memory of 4 GiB, less what lies in it beside guest RAM. */
+const LIMITS = {
+  kvm: { name: "KVM", vcpus: 32, memMib: 4093 },
+  soft: { name: "the software CPU", vcpus: 1, memMib: 3072 },
+} as const;
 
 export interface AccelChoice {
-  readonly backend: "soft";
-  /** For the log. */
+  readonly backend: "kvm" | "soft";
+  /** A sentence for the log. */
   readonly reason: string;
 }
 
-/** Chooses the backend. Throws {@link ConfigError} for one that is not there. */
-export function chooseAccelerator(wanted: Accelerator): AccelChoice {
-  switch (wanted) {
-    case "kvm":
-      throw new ConfigError(
-        "There is no KVM backend yet. Leave --accel out, or give --accel soft, to run on the software CPU.",
-      );
-    case "soft":
-      return { backend: "soft", reason: "asked for" };
-    case "auto":
-      return { backend: "soft", reason: "there is no KVM backend yet" };
+/** What stands between a guest and the host's KVM. */
+export interface KvmProblem {
+  /** A sentence that says what to do. */
+  readonly text: string;
+  /** KVM is there and runs guests made for it, just not unmodified kernels. */
+  readonly usable: boolean;
+}
+
+/** Why KVM cannot run an unmodified guest here, or undefined if it can. Loads KVM's code only as far as needed. */
+export async function kvmProblem(): Promise<KvmProblem | undefined> {
+  const { accessProblem, hasHardware, NO_HARDWARE } = await import("../hypervisor/kvm/host.ts");
+  const access = accessProblem();
+  if (access !== undefined) return { text: access, usable: false };
+  if (!hasHardware()) return { text: NO_HARDWARE, usable: true };
+  const text = await systemProblem();
+  return text === undefined ? undefined : { text, usable: false };
+}
+
+/** Opens /dev/kvm to ask for version and capabilities. */
+async function systemProblem(): Promise<string | undefined> {
+  const { KvmSystem, KvmUnavailable } = await import("../hypervisor/kvm/system.ts");
+  try {
+    KvmSystem.open().close();
+    return undefined;
+  } catch (error) {
+    if (error instanceof KvmUnavailable) return error.message;
+    throw error;
   }
 }
 
-/** Throws {@link ConfigError} if the software CPU cannot have so many vCPUs or so much memory (MiB). */
-export function checkLimits(vcpus: number, memMib: number): void {
-  if (vcpus > SOFT_LIMITS.vcpus) {
+/** Chooses the backend. Throws {@link ConfigError} for KVM that is asked for and cannot be used. */
+export async function chooseAccelerator(wanted: Accelerator): Promise<AccelChoice> {
+  if (wanted === "soft") return { backend: "soft", reason: "It was asked for." };
+  const problem = await kvmProblem();
+  return choose(wanted, problem, wanted === "kvm" && problem?.usable ? await systemProblem() : undefined);
+}
+
+/** The decision alone. `broken`: what is wrong with KVM even for a guest made for it. */
+export function choose(
+  wanted: "auto" | "kvm",
+  problem: KvmProblem | undefined,
+  broken: string | undefined,
+): AccelChoice {
+  if (problem === undefined) {
+    return { backend: "kvm", reason: wanted === "kvm" ? "It was asked for." : "The host's KVM can run it." };
+  }
+  if (wanted === "auto") return { backend: "soft", reason: problem.text };
+  const refusal = problem.usable ? broken : problem.text;
+  if (refusal !== undefined) {
+    throw new ConfigError(`${refusal} Leave --accel out, or give --accel soft, to run on the software CPU.`);
+  }
+  return { backend: "kvm", reason: `It was asked for. ${problem.text}` };
+}
+
+/** The log line for a choice. */
+export function describeChoice({ backend, reason }: AccelChoice): string {
+  return `The guest runs on ${LIMITS[backend].name}: ${reason}`;
+}
+
+/** Throws {@link ConfigError} if `backend` cannot have so many vCPUs or so much memory (MiB). */
+export function checkLimits(backend: string, vcpus: number, memMib: number): void {
+  const limits = backend === "kvm" ? LIMITS.kvm : LIMITS.soft;
+  if (vcpus > limits.vcpus) {
     throw new ConfigError(
-      `${vcpus} vCPUs asked for: the software CPU runs ${SOFT_LIMITS.vcpus} so far. Set the number of vCPUs to ${SOFT_LIMITS.vcpus}.`,
+      `${vcpus} vCPUs asked for: ${limits.name} runs ${limits.vcpus} so far. Set the number of vCPUs to ${limits.vcpus}.` +
+        otherBackend(backend),
     );
   }
-  if (memMib > SOFT_LIMITS.memMib) {
+  if (memMib > limits.memMib) {
     throw new ConfigError(
-      `${memMib} MiB of memory asked for: the software CPU takes up to ${SOFT_LIMITS.memMib} MiB so far.`,
+      `${memMib} MiB of memory asked for: ${limits.name} takes up to ${limits.memMib} MiB so far.${otherBackend(backend)}`,
     );
   }
+}
+
+function otherBackend(backend: string): string {
+  return backend === "kvm" ? "" : " KVM can do more; `sparkler doctor` says whether this host has it.";
 }

@@ -2,12 +2,15 @@
 
 import type { CpuidFilter } from "../hypervisor/kvm/cpuid.ts";
 import { KvmMachine } from "../hypervisor/kvm/machine.ts";
-import type { Backend } from "./backend.ts";
+import { KvmUnavailable } from "../hypervisor/kvm/system.ts";
+import { SystemError } from "../platform/errno.ts";
+import type { Backend, BackendMemory } from "./backend.ts";
+import { ConfigError } from "./config-error.ts";
 
 /** `cpuidFilter`: the last word on each vCPU's CPUID. */
 export function createKvmBackend(cpuidFilter?: CpuidFilter): Backend {
   return {
-    createMemory: (ramBytes, vcpus) => KvmMachine.create(ramBytes, vcpus),
+    createMemory,
     irqLine: (memory, gsi) => new KvmMachine(memory).irqLine(gsi),
     // KVM watches guest memory by itself.
     writeHook: () => undefined,
@@ -21,6 +24,19 @@ export function createKvmBackend(cpuidFilter?: CpuidFilter): Backend {
     ioEvent: (memory, gpa, value) => new KvmMachine(memory).ioEvent(gpa, value),
     release: (memory) => new KvmMachine(memory).close(),
   };
+}
+
+function createMemory(ramBytes: number, vcpus: number): BackendMemory {
+  try {
+    return KvmMachine.create(ramBytes, vcpus);
+  } catch (error) {
+    if (error instanceof KvmUnavailable) throw new ConfigError(error.message, { cause: error });
+    if (!(error instanceof SystemError)) throw error;
+    throw new ConfigError(
+      `KVM cannot make the microVM: ${error.call}: ${error.message}. Give --accel soft to do without it.`,
+      { cause: error },
+    );
+  }
 }
 
 export const backend = createKvmBackend();

@@ -25,6 +25,7 @@ export const backend: Backend = {
     ]);
     const vcpu = new SoftVcpu({
       interpreter,
+      jit: process.env.SPARKLER_JIT !== "off",
       // The engine counts guest RAM as live memory and would let as much garbage pile up before it collects.
       collectGarbage: () => Bun.gc(true),
       memory,

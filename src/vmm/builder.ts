@@ -124,8 +124,11 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
     // The device thread may sleep in epoll_wait, where only the doorbell reaches it.
     doorbell?.ring(SLOT_CONTROL, CONTROL_STOP);
     commands.port1.close();
-    // Their threads may be in the middle of using it.
-    Promise.all(workers.map(terminated)).then(releaseBackend);
+    // Until they are gone their threads may be in the middle of using it.
+    void Promise.all(workers.map(terminated)).then(() => {
+      releaseBackend();
+      wake.close();
+    });
     for (const { disk } of drives) closeFile(disk.fd);
     throw error;
   }

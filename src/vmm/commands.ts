@@ -47,6 +47,7 @@ interface Waiting {
 export class CommandSender {
   private sequence = 0;
   private readonly waiting = new Map<number, Waiting>();
+  private closed = false;
 
   constructor(
     private readonly port: MessagePort,
@@ -55,6 +56,7 @@ export class CommandSender {
 
   /** Resolves when the vmm thread has done it. Rejects if the microVM ends first. */
   send(request: VmmRequest): Promise<VmmReply> {
+    if (this.closed) return Promise.reject(new Error("the microVM has ended"));
     const sequence = this.sequence++;
     return new Promise((resolve, reject) => {
       this.waiting.set(sequence, { resolve, reject });
@@ -72,6 +74,7 @@ export class CommandSender {
   close(): void {
     for (const { reject } of this.waiting.values()) reject(new Error("the microVM has ended"));
     this.waiting.clear();
+    this.closed = true;
     this.port.close();
   }
 }

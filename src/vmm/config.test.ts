@@ -2,7 +2,6 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { chooseAccelerator } from "./accel.ts";
 import { loggerSettings, parseConfig } from "./config.ts";
 import { Resources } from "./resources.ts";
 
@@ -189,9 +188,4 @@ test("logger settings, with Firecracker's level names", () => {
   expect(loggerSettings(logger)).toEqual({ path: "l", level: "Warn", showLevel: true, showOrigin: false });
   expect(loggerSettings(undefined)).toEqual({});
   expect(() => loggerSettings({ level: "loud" })).toThrow("unknown variant `loud`");
-});
-
-test("KVM is refused in words, auto says why it is the software CPU", () => {
-  expect(() => chooseAccelerator("kvm")).toThrow("There is no KVM backend yet");
-  expect(chooseAccelerator("auto")).toEqual({ backend: "soft", reason: "there is no KVM backend yet" });
 });

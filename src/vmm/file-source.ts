@@ -2,21 +2,26 @@
 
 import { type ByteSource, bufferSource } from "../boot/byte-source.ts";
 import { SystemError } from "../platform/errno.ts";
-import { fileStatus, openFile, readAt } from "../platform/files.ts";
+import { closeFile, fileStatus, openFile, readAt } from "../platform/files.ts";
 import { ConfigError } from "./config-error.ts";
 import type { FileSource } from "./spec.ts";
 
 /** Opens a kernel or initrd. Throws {@link ConfigError} that begins with `sentence`. */
 export function openBootFile(sentence: string, path: string): FileSource {
+  let fd: number;
   try {
     // Non-blocking: a FIFO given by mistake must not hang here.
-    return { fd: openFile(path, { nonblock: true }), path };
+    fd = openFile(path, { nonblock: true });
   } catch (error) {
     if (error instanceof SystemError || error instanceof RangeError) {
       throw new ConfigError(`${sentence} ${error.message}`);
     }
     throw error;
   }
+  const { kind } = fileStatus(fd);
+  if (kind === "file" || kind === "block") return { fd, path };
+  closeFile(fd);
+  throw new ConfigError(`${sentence} ${path} is a ${kind}`);
 }
 
 /** The whole of an open file. */

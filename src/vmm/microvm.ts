@@ -13,7 +13,7 @@ export interface MicrovmEnd {
   readonly end: VcpuEnd;
   /** The last of the serial output, if the machine was told to keep it. */
   readonly consoleTail: string;
-  /** Counters of the CPU backend. */
+  /** Counters of the CPU backend, summed over the vCPUs. */
   readonly stats: Readonly<Record<string, number>>;
   /** Counters of the devices; undefined if their thread broke. */
   readonly metrics?: DeviceMetrics | undefined;
@@ -149,7 +149,9 @@ export class Microvm {
     } else if (event.kind === "paused") {
       if (--this.stillRunning === 0) this.pauseWaiter?.resolve();
     } else if (event.kind === "end") {
-      this.stats = event.stats;
+      for (const [name, value] of Object.entries(event.stats)) {
+        this.stats[name] = (this.stats[name] ?? 0) + value;
+      }
       // With several vCPUs the others only stop because of the one that ended by itself, and may be told of first.
       if (this.end === undefined || this.end.kind === "stopped") this.end = event.end;
       this.running--;

@@ -50,6 +50,9 @@ interface BootFiles {
 }
 
 export class Resources {
+  /** `backend`: see `loadBackend`; it limits vCPUs and memory. */
+  constructor(private readonly backend: string = "soft") {}
+
   private boot: BootSource | undefined;
   private bootFiles: BootFiles | undefined;
   private drives: Drive[] = [];
@@ -92,14 +95,14 @@ export class Resources {
   /** Puts the vCPUs and the memory. Fields left out get their defaults. Throws {@link ConfigError}. */
   setMachine(config: MachineConfig): void {
     const { cpu_template: _, ...given } = config;
-    this.machineConfig = checkMachine({ ...DEFAULT_MACHINE, ...given });
+    this.machineConfig = checkMachine({ ...DEFAULT_MACHINE, ...given }, this.backend);
   }
 
   /** Changes some fields. Throws {@link ConfigError}. */
   updateMachine(update: MachineConfigUpdate): void {
     const { cpu_template: _, ...given } = update;
     const defined = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
-    this.machineConfig = checkMachine({ ...this.machineConfig, ...defined });
+    this.machineConfig = checkMachine({ ...this.machineConfig, ...defined }, this.backend);
   }
 
   /** Adds a drive or replaces the one of the same id. The root drive comes first. Throws {@link ConfigError}. */
@@ -193,7 +196,7 @@ function checkBootArgs(bootArgs: string | undefined): void {
   }
 }
 
-function checkMachine(machine: MachineConfig): MachineConfig {
+function checkMachine(machine: MachineConfig, backend: string): MachineConfig {
   const { vcpu_count: vcpus, mem_size_mib: memMib } = machine;
   if (vcpus < 1 || vcpus > MAX_VCPUS || (machine.smt === true && vcpus > 1 && vcpus % 2 === 1)) {
     throw new ConfigError(
@@ -205,7 +208,7 @@ function checkMachine(machine: MachineConfig): MachineConfig {
       "The memory size (MiB) is either 0, or not a multiple of the configured page size.",
     );
   }
-  checkLimits(vcpus, memMib);
+  checkLimits(backend, vcpus, memMib);
   return machine;
 }
 

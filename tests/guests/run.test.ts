@@ -4,12 +4,12 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { chmodSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Random } from "../../src/devices/virtio/testing/fuzz.ts";
-import { GUEST_LIMIT, printTimings, type Result, Started, sparkler, temporaryDirectory } from "./sparkler.ts";
+import { finishRuns, type Result, Started, sparkler, TEST_LIMIT, temporaryDirectory } from "./sparkler.ts";
 
 const dir = temporaryDirectory();
 afterAll(() => {
   dir.remove();
-  printTimings();
+  finishRuns();
 });
 
 const run = (argv: readonly string[], options: Parameters<typeof sparkler>[1] = {}) =>
@@ -44,37 +44,28 @@ test(
     expect(result.stderrBytes.equals(Buffer.concat(expected))).toBe(true);
     expectClean(result);
   },
-  GUEST_LIMIT,
+  TEST_LIMIT,
 );
 
 test(
   "stdin arrives while it is written, and its end is seen; without one there is an end at once",
   async () => {
-    const guest = new Started(["run", "sh", "-c", 'while read -r line; do echo "<$line>"; done; echo over'], "pipe");
-    const reader = guest.child.stdout.getReader();
-    const decoder = new TextDecoder();
-    let seen = "";
-    const expectNext = async (text: string) => {
-      seen = "";
-      while (seen.length < text.length) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        seen += decoder.decode(value);
-      }
-      expect(seen).toBe(text);
-    };
+    const guest = new Started(
+      ["run", "sh", "-c", 'while read -r line; do echo "<$line>"; done; echo over'],
+      "pipe",
+    );
     await guest.write("first\n");
-    await expectNext("<first>\n");
+    await guest.expect("<first>\n");
     await guest.write("second\nthi");
-    await expectNext("<second>\n");
+    await guest.expect("<second>\n");
     await guest.write("rd\n");
-    await expectNext("<third>\n");
+    await guest.expect("<third>\n");
     await guest.child.stdin?.end();
-    await expectNext("over\n");
-    const { code } = await guest.result(Promise.resolve(new Uint8Array(0)));
+    const { code, stdout } = await guest.result();
+    expect(stdout.toString()).toBe("<first>\n<second>\n<third>\nover\n");
     expect(code).toBe(0);
   },
-  GUEST_LIMIT,
+  TEST_LIMIT,
 );
 
 test(
@@ -82,7 +73,10 @@ test(
   async () => {
     const tree = join(dir.path, "tree");
     mkdirSync(join(tree, "sub dir"), { recursive: true });
-    writeFileSync(join(tree, "sub dir", "data"), Uint8Array.from({ length: 256 }, (_, i) => i));
+    writeFileSync(
+      join(tree, "sub dir", "data"),
+      Uint8Array.from({ length: 256 }, (_, i) => i),
+    );
     writeFileSync(join(dir.path, "script"), '#!/bin/sh\nprintf "<%s>" "$0" "$@"\n');
     chmodSync(join(dir.path, "script"), 0o755);
     writeFileSync(join(dir.path, "secret"), "s");
@@ -110,7 +104,7 @@ wc -c; exit 0`;
     expect(result.code).toBe(0);
     expectClean(result);
   },
-  GUEST_LIMIT,
+  TEST_LIMIT,
 );
 
 describe("exit status", () => {
@@ -121,7 +115,12 @@ describe("exit status", () => {
     ["a directory", ["--", "/tmp"], 126, /^sparkler: \/tmp: not an executable file\n$/],
     ["killed by SIGKILL", ["sh", "-c", "kill -KILL $$"], 137, /^$/],
     ["killed by SIGSEGV", ["sh", "-c", "kill -SEGV $$"], 139, /^$/],
-    ["255, and flags after the command are its own", ["--", "sh", "-c", 'exit "$2"', "--mem", "0", "255"], 255, /^$/],
+    [
+      "255, and flags after the command are its own",
+      ["--", "sh", "-c", 'exit "$2"', "--mem", "0", "255"],
+      255,
+      /^$/,
+    ],
   ] as const)(
     "%s",
     async (_, argv, code, stderr) => {
@@ -131,7 +130,7 @@ describe("exit status", () => {
       expect(result.code).toBe(code);
       expectClean(result);
     },
-    GUEST_LIMIT,
+    TEST_LIMIT,
   );
 });
 
@@ -141,11 +140,13 @@ describe("the guest ends before the program", () => {
     async () => {
       const result = await run(["sh", "-c", "echo before; echo c >/proc/sysrq-trigger"]);
       expect(result.stdout.toString()).toBe("before\n");
-      expect(result.stderr).toStartWith("sparkler: the guest's kernel panicked before the program ended: sysrq triggered crash\n");
+      expect(result.stderr).toStartWith(
+        "sparkler: the guest's kernel panicked before the program ended: sysrq triggered crash\n",
+      );
       expect(result.code).toBe(1);
       expectClean(result);
     },
-    GUEST_LIMIT,
+    TEST_LIMIT,
   );
 
   test(
@@ -159,44 +160,43 @@ describe("the guest ends before the program", () => {
       expect(result.code).toBe(1);
       expectClean(result);
     },
-    GUEST_LIMIT,
+    TEST_LIMIT,
   );
 
   test(
     "a signal to the monitor",
     async () => {
       const guest = new Started(["run", "sh", "-c", "echo up; sleep 1000"], "pipe");
-      const reader = guest.child.stdout.getReader();
-      expect(new TextDecoder().decode((await reader.read()).value)).toBe("up\n");
+      await guest.expect("up\n");
       guest.child.kill("SIGTERM");
-      const result = await guest.result(Promise.resolve(new Uint8Array(0)));
+      const result = await guest.result();
       expect(result.code).toBe(128 + 15);
       expect(result.stderr).toBe("");
       expectClean(result);
     },
-    GUEST_LIMIT,
+    TEST_LIMIT,
   );
 
   test(
     "nobody reads the program's output any more",
     async () => {
       const guest = new Started(["run", "yes"], "ignore");
-      const reader = guest.child.stdout.getReader();
-      expect(new TextDecoder().decode((await reader.read()).value)).toStartWith("y\ny\n");
-      await reader.cancel();
-      const result = await guest.result(Promise.resolve(new Uint8Array(0)));
+      await guest.expect("y\ny\n");
+      await guest.stopReading();
+      const result = await guest.result();
       expect(result.code).toBe(128 + 13);
       expect(result.stderr).toBe("");
       expectClean(result);
     },
-    GUEST_LIMIT,
+    TEST_LIMIT,
   );
 });
 
 test(
   "most of the memory that a guest can have",
   async () => {
-    const script = "grep MemTotal /proc/meminfo; dd if=/dev/urandom of=/tmp/a bs=1M count=8 2>/dev/null; cp /tmp/a /tmp/b; cmp /tmp/a /tmp/b && echo same";
+    const script =
+      "grep MemTotal /proc/meminfo; dd if=/dev/urandom of=/tmp/a bs=1M count=8 2>/dev/null; cp /tmp/a /tmp/b; cmp /tmp/a /tmp/b && echo same";
     const { stdout, stderr, code } = await run(["--mem", "3072", "sh", "-c", script]);
     expect(stderr).toBe("");
     const [total, same] = stdout.toString().split("\n");
@@ -204,5 +204,5 @@ test(
     expect(same).toBe("same");
     expect(code).toBe(0);
   },
-  GUEST_LIMIT,
+  TEST_LIMIT,
 );

@@ -1,13 +1,15 @@
 /** Runs `bin/sparkler` as a user does, in a directory for temporary files of its own, and notes how long it took. */
 
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 
 export const SPARKLER = new URL("../../bin/sparkler", import.meta.url).pathname;
 
-/** A guest that takes longer hangs, ms. */
-export const GUEST_LIMIT = 60_000;
+/** A guest that takes longer hangs, ms; on an idle machine one takes a few seconds. */
+const GUEST_LIMIT = 90_000;
+/** Time for a test with one guest, ms. */
+export const TEST_LIMIT = GUEST_LIMIT + 10_000;
 
 /** Name of the environment variable by which processes of one run are found again. */
 const MARK = "SPARKLER_TEST_RUN";
@@ -18,6 +20,8 @@ export interface RunOptions {
   /** Sent to stdin, which then ends. Left out: stdin is /dev/null. */
   stdin?: Uint8Array | string;
   env?: Record<string, string>;
+  /** ms after which the monitor is killed, {@link GUEST_LIMIT} if left out. */
+  limit?: number;
 }
 
 export interface Result {
@@ -36,8 +40,12 @@ export interface Result {
 
 const timings: string[] = [];
 
-/** Prints what the runs of a test file took. For `afterAll`. */
-export function printTimings(): void {
+/** Those of a test file that did not wait for their end. */
+const running = new Set<Child>();
+
+/** Prints what the runs of a test file took, and ends those that a failed test left. For `afterAll`. */
+export function finishRuns(): void {
+  for (const child of running) child.kill("SIGKILL");
   process.stderr.write(timings.splice(0).join(""));
 }
 
@@ -47,17 +55,23 @@ export function temporaryDirectory(): { path: string; remove: () => void } {
   return { path, remove: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-/** A monitor that was started; {@link Started.result} collects what comes of it. */
+/** A monitor that was started. */
 export class Started {
   private readonly began = performance.now();
   private readonly temporary = temporaryDirectory();
   private readonly mark = `${process.pid}-${this.temporary.path}`;
   readonly child: Child;
+  private readonly chunks: AsyncIterator<Uint8Array>;
+  private readonly stderr: Promise<Uint8Array>;
+  private readonly timer: ReturnType<typeof setTimeout>;
+  private output = Buffer.alloc(0);
+  /** Bytes of `output` that {@link expect} has gone past. */
+  private seen = 0;
 
   constructor(
     private readonly argv: readonly string[],
     stdin: "pipe" | "ignore",
-    env: Record<string, string> = {},
+    { env = {}, limit = GUEST_LIMIT }: Pick<RunOptions, "env" | "limit"> = {},
   ) {
     this.child = Bun.spawn([SPARKLER, ...argv], {
       stdin,
@@ -65,6 +79,10 @@ export class Started {
       stderr: "pipe",
       env: { ...process.env, TMPDIR: this.temporary.path, [MARK]: this.mark, ...env },
     });
+    running.add(this.child);
+    this.chunks = this.child.stdout[Symbol.asyncIterator]();
+    this.stderr = new Response(this.child.stderr).bytes();
+    this.timer = setTimeout(() => this.child.kill("SIGKILL"), limit);
   }
 
   /** Writes to the monitor's stdin. */
@@ -75,17 +93,50 @@ export class Started {
     await stdin.flush();
   }
 
-  /** Waits for the end. `stdout`: what was read of it already, if it was. */
-  async result(stdout: Promise<Uint8Array> = new Response(this.child.stdout).bytes()): Promise<Result> {
-    const timer = setTimeout(() => this.child.kill("SIGKILL"), GUEST_LIMIT);
-    const [out, err] = await Promise.all([stdout, new Response(this.child.stderr).bytes(), this.child.exited]);
-    clearTimeout(timer);
+  /** Reads stdout until it contains `text` beyond what {@link expect} had before; returns all up to its end. */
+  async expect(text: string): Promise<string> {
+    for (;;) {
+      const at = this.output.indexOf(text, this.seen);
+      if (at >= 0) {
+        const from = this.seen;
+        this.seen = at + Buffer.byteLength(text);
+        return this.output.toString("utf8", from, this.seen);
+      }
+      const { value, done } = await this.chunks.next();
+      if (done) {
+        throw new Error(
+          `the output ended before ${JSON.stringify(text)}:\n${this.output.subarray(this.seen)}`,
+        );
+      }
+      this.output = Buffer.concat([this.output, value]);
+    }
+  }
+
+  /** Closes the reading end of the monitor's stdout. */
+  async stopReading(): Promise<void> {
+    await this.chunks.return?.();
+  }
+
+  private async rest(): Promise<Buffer> {
+    const chunks = [this.output];
+    for (;;) {
+      const { value, done } = await this.chunks.next();
+      if (done) return Buffer.concat(chunks);
+      chunks.push(Buffer.from(value));
+    }
+  }
+
+  /** Waits for the end. The result's stdout is the whole of it. */
+  async result(): Promise<Result> {
+    const [out, err] = await Promise.all([this.rest(), this.stderr, this.child.exited]);
+    clearTimeout(this.timer);
+    running.delete(this.child);
     const ms = performance.now() - this.began;
     const what = this.argv.join(" ").replaceAll("\n", " ").slice(0, 100);
     timings.push(`${(ms / 1000).toFixed(2).padStart(7)} s  sparkler ${what}\n`);
     const result = {
       code: this.child.exitCode ?? this.child.signalCode ?? "?",
-      stdout: Buffer.from(out),
+      stdout: out,
       stderr: Buffer.from(err).toString(),
       stderrBytes: Buffer.from(err),
       ms,
@@ -112,8 +163,9 @@ export class Started {
 }
 
 /** Runs `bin/sparkler` to its end. */
-export async function sparkler(argv: readonly string[], { stdin, env }: RunOptions = {}): Promise<Result> {
-  const started = new Started(argv, stdin === undefined ? "ignore" : "pipe", env);
+export async function sparkler(argv: readonly string[], options: RunOptions = {}): Promise<Result> {
+  const { stdin } = options;
+  const started = new Started(argv, stdin === undefined ? "ignore" : "pipe", options);
   const result = started.result();
   if (stdin !== undefined) {
     await started.write(stdin).catch(() => {});
@@ -125,8 +177,11 @@ export async function sparkler(argv: readonly string[], { stdin, env }: RunOptio
 /** Runs a program of the host. Throws if it fails, unless `statuses` has its exit status. */
 export function host(argv: readonly string[], statuses: readonly number[] = [0]): string {
   const path = `${process.env.PATH ?? ""}:/usr/sbin:/sbin`;
-  const { stdout, stderr, exitCode } = Bun.spawnSync([...argv], { env: { ...process.env, PATH: path, LC_ALL: "C" } });
-  if (!statuses.includes(exitCode)) throw new Error(`${argv.join(" ")}: exit ${exitCode}: ${stderr}${stdout}`);
+  const { stdout, stderr, exitCode } = Bun.spawnSync([...argv], {
+    env: { ...process.env, PATH: path, LC_ALL: "C" },
+  });
+  if (!statuses.includes(exitCode))
+    throw new Error(`${argv.join(" ")}: exit ${exitCode}: ${stderr}${stdout}`);
   return stdout.toString();
 }
 
@@ -137,28 +192,13 @@ export function hostHas(program: string): boolean {
 
 /** A file of an ext4 image. */
 export function fileInImage(image: string, path: string): Buffer {
-  const { stdout, stderr } = Bun.spawnSync([Bun.which("debugfs", { PATH: "/usr/sbin:/sbin:/usr/bin" }) ?? "debugfs", "-R", `cat "${path}"`, image]);
+  const { stdout, stderr } = Bun.spawnSync([
+    Bun.which("debugfs", { PATH: "/usr/sbin:/sbin:/usr/bin" }) ?? "debugfs",
+    "-R",
+    `cat "${path}"`,
+    image,
+  ]);
   const said = stderr.toString().replace(/^debugfs .*\n/, "");
   if (said !== "") throw new Error(`debugfs: ${said}`);
   return Buffer.from(stdout);
-}
-
-/** Where tests keep what is dear to make, from run to run: in the user's cache directory. */
-export function testCache(): string {
-  const base = process.env.XDG_CACHE_HOME;
-  const home = process.env.HOME ?? "/root";
-  const dir = join(base?.startsWith("/") ? base : join(home, ".cache"), "sparkler", "tests");
-  mkdirSync(dir, { recursive: true });
-  return dir;
-}
-
-/** The Debian package's static busybox, as the default initramfs has it. */
-export async function busybox(): Promise<string> {
-  await sparkler(["image", "initramfs"]);
-  const dir = join(dirname(testCache()), "busybox");
-  const found = readdirSync(dir)
-    .map((version) => join(dir, version, "busybox"))
-    .find((path) => existsSync(path));
-  if (found === undefined) throw new Error(`no busybox in ${dir}`);
-  return found;
 }

@@ -1,6 +1,7 @@
 /** Code of test guests: system instructions on top of the oracle's assembler, and what every guest here needs. */
 
-import { Assembler } from "../oracle/asm.ts";
+import { I8042_COMMAND_PORT, PDPTE_START, SERIAL_PORT_START } from "../../src/boot/layout.ts";
+import { Assembler, at, CC_AE, CC_NE } from "../oracle/asm.ts";
 
 export const RAX = 0;
 export const RCX = 1;
@@ -30,6 +31,9 @@ const APIC_ENABLED = 0x1ff;
 /** Gate of 64-bit interrupt type at privilege 0, for code selector 8 of the boot GDT. */
 const INTERRUPT_GATE = 0x8e00;
 const CODE_SELECTOR = 8;
+/** Page table entries: present and writable; and a page of 2 MiB. */
+const PAGE_TABLE = 3;
+const PAGE_2M = 0x83;
 
 export class GuestCode extends Assembler {
   cli(): void {
@@ -155,6 +159,50 @@ export class GuestCode extends Assembler {
     this.storeA(8);
     this.movImm(RAX, address - 10);
     this.lidt();
+  }
+
+  /** Maps 1 GiB at `gib` GiB to itself in the page tables that a kernel is entered with, through a table at `directory`. */
+  mapGib(gib: number, directory: number): void {
+    const loop = `map ${this.size}`;
+    this.movImm(RBX, directory);
+    this.movImm(RAX, gib * 2 ** 30 + PAGE_2M);
+    this.movImm(RCX, 512);
+    this.label(loop);
+    this.storeA(8);
+    this.addImm(RAX, 2 ** 21);
+    this.addImm(RBX, 8);
+    this.addImm(RCX, -1);
+    this.jcc(CC_NE, loop);
+    this.movImm(RBX, PDPTE_START + 8 * gib);
+    this.movImm(RAX, directory | PAGE_TABLE);
+    this.storeA(8);
+  }
+
+  /** Sends ASCII text through the serial port. */
+  print(text: string): void {
+    for (const byte of new TextEncoder().encode(text)) this.outPort(SERIAL_PORT_START, 1, byte);
+  }
+
+  /** Pulls the reset line of the i8042. */
+  reset(): void {
+    this.outPort(I8042_COMMAND_PORT, 1, 0xfe);
+    this.spin();
+  }
+
+  /** Waits in HLT until the 32 bits at `counter` have reached `count`. Leaves interrupts off. */
+  waitForCount(counter: number, count: number): void {
+    const again = `wait ${this.size}`;
+    const done = `waited ${this.size}`;
+    this.label(again);
+    this.cli();
+    this.movImm(RBX, counter);
+    this.load32(RAX, at(RBX));
+    this.cmpImm(RAX, count);
+    this.jcc(CC_AE, done);
+    this.sti();
+    this.hlt();
+    this.jmp(again);
+    this.label(done);
   }
 
   /** An interrupt handler at `label` that counts at `counter` (32 bits) and ends the interrupt. */

@@ -25,8 +25,10 @@ export interface Form {
   /** Some cases can run to their end, and some can raise an exception. */
   readonly mayRun: boolean;
   readonly mayFault: boolean;
-  /** Why the host cannot judge it. */
+  /** Why no host can judge it. */
   readonly excluded: string | undefined;
+  /** AMD's processors and Intel's differ in it, and the software CPU, which says it is AMD's, does as they do. */
+  readonly followsAmd: boolean;
 }
 
 /** The state a form's cases need. */
@@ -110,6 +112,36 @@ function mayFault(insn: Insn, mem: boolean): boolean {
   return mem && !NO_ACCESS.has(mnemonic);
 }
 
+/**
+ * Where vendors differ: what a refused branch or store is checked for first, whether ModRM is fetched, bits
+ * that no manual defines, the upper half of a register that is not written, width of a MOVSXD operand.
+ */
+function followsAmd(insn: Insn, size: Size, mem: boolean): boolean {
+  switch (insn.mnemonic) {
+    case "movsxd":
+    case "shld":
+    case "shrd":
+      return size === 2;
+    case "cmpxchg":
+      return !mem;
+    case "call":
+      return insn.end === "indirect";
+    case "bsf":
+    case "bsr":
+    case "ud0":
+    case "ud1":
+    case "insb":
+    case "ins":
+    case "outsb":
+    case "outs":
+    case "fxsave":
+    case "fxrstor":
+      return true;
+    default:
+      return isControlMove(insn);
+  }
+}
+
 function exclusion(insn: Insn): string | undefined {
   if (insn.pseudo) return "no instruction of the processor";
   if (insn.fpu === "sse" || insn.fpu === "mmx") return "tested in sse.test.ts";
@@ -143,6 +175,7 @@ function rowForms(insn: Insn): Form[] {
     mayRun: mayRun(insn),
     mayFault: mayFault(insn, v.mem) || insn.mnemonic === "fwait",
     excluded: exclusion(insn),
+    followsAmd: followsAmd(insn, v.size, v.mem),
   }));
 }
 
@@ -171,6 +204,7 @@ function x87Forms(insn: Insn): Form[] {
         mem ||
         (!(insn.opcode === 0xdb && regField === 4) && !(insn.opcode === 0xdf && modrm === 0xe0)) ||
         !defined,
+      followsAmd: false,
       excluded: fisttp ? "FISTTP belongs to SSE3, which the software CPU does not have" : undefined,
     });
   };

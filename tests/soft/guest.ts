@@ -5,6 +5,10 @@
  * Every linear range is mapped where the constants say; the first 4 MiB are mapped to themselves for the
  * supervisor. Physical memory from {@link SPARE} on is the test's own.
  */
+
+import { type SoftBus, updateMode } from "../../src/hypervisor/soft/cpu.ts";
+import { createSoftMemory } from "../../src/hypervisor/soft/index.ts";
+import { buildInterpreter } from "../../src/hypervisor/soft/interpreter.ts";
 import {
   ATTENTION,
   CR2,
@@ -20,7 +24,6 @@ import {
   LDTR_BASE,
   LSTAR,
   MXCSR,
-  RAX,
   REG,
   RSP,
   SEG_ATTR,
@@ -31,8 +34,6 @@ import {
   STAR,
   STOP,
 } from "../../src/hypervisor/soft/layout.ts";
-import { createSoftMemory } from "../../src/hypervisor/soft/index.ts";
-import { type SoftBus, updateMode } from "../../src/hypervisor/soft/cpu.ts";
 import type { State } from "../../src/hypervisor/soft/state.ts";
 import { SoftVcpu } from "../../src/hypervisor/soft/vcpu.ts";
 import type { BootRegisters, Segment, VcpuEnd } from "../../src/hypervisor/types.ts";
@@ -86,7 +87,7 @@ export const DPL3 = 0x60;
 
 /** Ports. OUT 0xf1, AL ends the run; OUT 0xf0 belongs to the handlers; the rest are reported to the test. */
 const PORT_VECTOR = 0xf0;
-export const PORT_END = 0xf1;
+const PORT_END = 0xf1;
 
 /** Vectors whose frame holds an error code (SDM vol. 3A, table 6-1). */
 const WITH_ERROR = new Set([8, 10, 11, 12, 13, 14, 17]);
@@ -156,6 +157,14 @@ export interface RunResult {
   traps: Trap[];
 }
 
+let compiled: WebAssembly.Module | undefined;
+
+/** The interpreter, compiled once for every guest of the process. */
+function interpreterModule(): WebAssembly.Module {
+  compiled ??= new WebAssembly.Module(buildInterpreter());
+  return compiled;
+}
+
 /** One watchdog for the whole process. */
 let watchdog: Worker | undefined;
 
@@ -197,6 +206,7 @@ export class Guest {
         mmioWrite: (gpa, size, value) => this.mmioWrite(gpa, size, value),
       },
       log: (message) => this.logged.push(message),
+      interpreter: interpreterModule(),
     });
     this.state = this.vcpu.state;
     this.since = watch(memory);
@@ -265,7 +275,11 @@ export class Guest {
   /** Writes a GDT entry; `limit` in the descriptor's own unit. */
   setDescriptor(selector: number, base: bigint, limit: number, attr: number): void {
     const high =
-      (Number((base >> 16n) & 0xffn) | (attr << 8) | (limit & 0xf_0000) | (Number((base >> 24n) & 0xffn) << 24)) >>> 0;
+      (Number((base >> 16n) & 0xffn) |
+        (attr << 8) |
+        (limit & 0xf_0000) |
+        (Number((base >> 24n) & 0xffn) << 24)) >>>
+      0;
     const low = ((limit & 0xffff) | (Number(base & 0xffffn) << 16)) >>> 0;
     this.write64(GDT + selector, (BigInt(high) << 32n) | BigInt(low));
     if ((attr & 0x10) === 0) this.write64(GDT + selector + 8, base >> 32n);
@@ -280,7 +294,8 @@ export class Guest {
     const { type = 0xe, dpl = 3, ist = 0, present = true, selector = KERNEL_CS } = options;
     const t = BigInt(target);
     const attributes = BigInt(ist | (type << 8) | (dpl << 13) | (present ? 0x8000 : 0));
-    const low = (t & 0xffffn) | (BigInt(selector) << 16n) | (attributes << 32n) | (((t >> 16n) & 0xffffn) << 48n);
+    const low =
+      (t & 0xffffn) | (BigInt(selector) << 16n) | (attributes << 32n) | (((t >> 16n) & 0xffffn) << 48n);
     this.write64(IDT + vector * 16, low);
     this.write64(IDT + vector * 16 + 8, t >> 32n);
   }
@@ -417,6 +432,3 @@ export const TSS_LIMIT = 104 + 8192;
 function segment(selector: number, attr: number, user: boolean): Segment {
   return { selector, base: 0n, limit: 0xffff_ffff, flags: attr | (user ? DPL3 : 0) };
 }
-
-/** Register-file offsets by name, for `regs`. */
-export { RAX };

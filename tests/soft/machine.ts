@@ -1,7 +1,8 @@
 /** A small machine around the software CPU for tests: RAM, page tables built by the test, no devices. */
+
+import { type SoftBus, updateMode } from "../../src/hypervisor/soft/cpu.ts";
 import { createSoftMemory } from "../../src/hypervisor/soft/index.ts";
 import { GUEST_BASE } from "../../src/hypervisor/soft/layout.ts";
-import { type SoftBus, updateMode } from "../../src/hypervisor/soft/cpu.ts";
 import { SoftVcpu } from "../../src/hypervisor/soft/vcpu.ts";
 import type { BootRegisters, Segment } from "../../src/hypervisor/types.ts";
 

@@ -136,7 +136,8 @@ function actual(entries: bigint[], leaf: Leaf, s: Setting): Outcome {
     expect(guest.read64(data) & 0xffn).toBe(0x5an);
     return { error: trap.error, entries: after };
   }
-  if (result !== (s.access === "read" ? 0x5a : 0xa5)) throw new Error(`ended with ${result}, ${JSON.stringify(end)}`);
+  if (result !== (s.access === "read" ? 0x5a : 0xa5))
+    throw new Error(`ended with ${result}, ${JSON.stringify(end)}`);
   if (s.access === "write") expect(guest.read64(data) & 0xffn).toBe(0xa5n);
   return { error: undefined, entries: after };
 }
@@ -176,7 +177,10 @@ describe("page access rights", () => {
       const failures: string[] = [];
       for (const s of SETTINGS) {
         for (let n = 0; n < 8 ** (leaf + 1); n++) {
-          const attributes = Array.from({ length: leaf + 1 }, (_, level) => P | rights((n >> (3 * level)) & 7));
+          const attributes = Array.from(
+            { length: leaf + 1 },
+            (_, level) => P | rights((n >> (3 * level)) & 7),
+          );
           // XD without NXE is a reserved bit whatever else is set: one entry with it is as good as all.
           if (!s.nxe && attributes.filter((a) => a & XD).length > 1) continue;
           const failure = check(entriesFor(leaf, attributes), leaf, s);
@@ -359,7 +363,12 @@ describe("non-canonical addresses", () => {
       for (const program of [PROGRAM.read, PROGRAM.write]) {
         for (const cpl of [0, 3] as const) {
           const { traps } = guest.run({ code: program, cpl, regs: { [RDI]: address } });
-          expect([traps[0]?.vector, traps[0]?.error, traps[0]?.rip, traps[0]?.cr2]).toEqual([13, 0, CODE, 0n]);
+          expect([traps[0]?.vector, traps[0]?.error, traps[0]?.rip, traps[0]?.cr2]).toEqual([
+            13,
+            0,
+            CODE,
+            0n,
+          ]);
         }
       }
     }

@@ -41,7 +41,11 @@ beforeEach(() => {
 });
 
 /** Reads [rdi], lets the test change the tables, runs `between`, reads again. Values are reported on 0x80. */
-function readTwice(between: number[], change: () => void, options: { cr4?: bigint; rcx?: bigint } = {}): number[] {
+function readTwice(
+  between: number[],
+  change: () => void,
+  options: { cr4?: bigint; rcx?: bigint } = {},
+): number[] {
   const seen: number[] = [];
   guest.run({
     code: [
@@ -381,14 +385,14 @@ describe("code through changing translations", () => {
     const seen: number[] = [];
     guest.run({
       code: code(`
-                                   | again:
-                          ff d3    | call rbx
-                          e6 80    | out 0x80, al
-                          0f 20 da | mov rdx, cr3
-                          48 87 d1 | xchg rcx, rdx
-                          0f 22 da | mov cr3, rdx
-                          ff cf    | dec edi
-                          75 ef    | jnz again
+                 | again:
+        ff d3    | call rbx
+        e6 80    | out 0x80, al
+        0f 20 da | mov rdx, cr3
+        48 87 d1 | xchg rcx, rdx
+        0f 22 da | mov cr3, rdx
+        ff cf    | dec edi
+        75 ef    | jnz again
       `),
       regs: { [RBX]: LINEAR, [RCX]: root, [RDI]: 6 },
       onOut: (_port, value) => seen.push(value & 0xff),

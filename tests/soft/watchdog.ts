@@ -4,7 +4,7 @@ import { requestStop } from "../../src/hypervisor/soft/index.ts";
 declare const self: Worker;
 
 /** Longest a guest of these tests may run, in ms. */
-const LIMIT_MS = 8000;
+const LIMIT_MS = 4000;
 
 /** `since[0]`: when the run began, in ms of `Date.now()` modulo 2^31, or 0 between runs. */
 interface Watched {

@@ -13,7 +13,7 @@ import { GuestDriver } from "./guest-driver.ts";
 const EVENTS = 0;
 const STOP = 1;
 const IRQS = 2;
-/** 1: asked to pause. */
+/** 1: asked to pause; 2: paused. */
 const PAUSE = 40;
 const PAGE = 65536;
 const BASE = PAGE;
@@ -51,6 +51,7 @@ export const backend: Backend = {
   },
   requestPause(memory) {
     Atomics.store(words(memory), PAUSE, 1);
+    Atomics.notify(words(memory), PAUSE);
     event(memory);
   },
   requestResume(memory) {
@@ -97,6 +98,8 @@ class ScriptedVcpu implements Vcpu {
       case "block":
         this.block();
         return this.reset();
+      case "watch":
+        return this.watch();
       case "hang":
         this.print("up\n");
         for (;;) this.idle();
@@ -147,9 +150,10 @@ class ScriptedVcpu implements Vcpu {
   };
 
   private waitWhilePaused(): void {
-    if (Atomics.load(this.words, PAUSE) === 0) return;
-    this.options.onPaused();
-    while (Atomics.wait(this.words, PAUSE, 1) === "ok");
+    while (Atomics.compareExchange(this.words, PAUSE, 1, 2) === 1) {
+      this.options.onPaused();
+      while (Atomics.load(this.words, PAUSE) === 2) Atomics.wait(this.words, PAUSE, 2);
+    }
   }
 
   private print(text: string): void {
@@ -205,6 +209,27 @@ class ScriptedVcpu implements Vcpu {
     for (let i = 0; i < 2000; i++) if (request(0, BigInt(i % 8), into) !== 0) results.push(99);
     const name = new TextDecoder().decode(this.memory.slice(id.gpa, id.length).slice()).replaceAll("\0", "");
     this.print(`sectors=${driver.config64(0)} status=${results} same=${same} id=${name}\n`);
+  }
+
+  /** Prints size and first byte of its drive whenever they are others. */
+  private watch(): never {
+    const driver = this.driver(WINDOW);
+    driver.start(VIRTIO_ID_BLOCK, 0);
+    driver.addQueue(0);
+    driver.driverOk();
+    const header = { gpa: DATA, length: 16 };
+    const sector = { gpa: DATA + 4096, length: 512 };
+    const status = { gpa: DATA + 16, length: 1 };
+    for (let last = ""; ; ) {
+      this.memory.writeU32(header.gpa, 0);
+      this.memory.writeU64(header.gpa + 8, 0n);
+      driver.submit(0, [header], [sector, status]);
+      driver.waitUsed(0);
+      const line = `${driver.config64(0)} sectors of ${String.fromCharCode(this.memory.readU8(sector.gpa))}\n`;
+      if (line !== last) this.print(line);
+      last = line;
+      this.idle();
+    }
   }
 
   /** Sends serial input back until it reads a dot. */

@@ -6,7 +6,8 @@
  * to load, half of what the monitor may take until it answers.
  */
 
-import { rmSync } from "node:fs";
+import { existsSync, linkSync, rmSync } from "node:fs";
+import { dirname, join } from "node:path";
 import type { Socket, UnixSocketListener } from "bun";
 import { HttpError, type HttpRequest, RequestReader } from "./request.ts";
 import { CONTINUE, encodeResponse, fault, type HttpResponse } from "./response.ts";
@@ -19,6 +20,9 @@ const MAX_UNSENT_BYTES = 64 * 1024;
 const MAX_READ_AHEAD_BYTES = 64 * 1024;
 /** How long a client whose input makes no sense may go on sending, in ms, while it gets to read why. */
 const LINGER_MS = 1000;
+
+/** Longest name of a unix socket in bytes (unix(7)). */
+const MAX_SOCKET_PATH = 107;
 
 /** Handles one request. Must not throw. */
 export type HttpHandler = (request: HttpRequest) => HttpResponse | Promise<HttpResponse>;
@@ -46,27 +50,48 @@ export class HttpServer {
 
   /** Listens at once. Throws {@link ApiSocketError}. */
   constructor(private readonly options: HttpServerOptions) {
+    const { path } = options;
+    // Between bind and listen the socket would be there and refuse: it gets its name when it answers.
+    const hidden = join(dirname(path), `.${process.pid}`);
+    try {
+      if (existsSync(path)) throw new Error(`${path} exists`);
+      if (Buffer.byteLength(path) > MAX_SOCKET_PATH) throw new Error(`${path} is too long for a socket`);
+      if (Buffer.byteLength(hidden) > MAX_SOCKET_PATH) {
+        this.listener = this.listen(path);
+        return;
+      }
+      this.listener = this.listen(hidden);
+    } catch (error) {
+      throw new ApiSocketError(path, { cause: error });
+    }
+    try {
+      linkSync(hidden, path);
+    } catch (error) {
+      this.listener.stop(true);
+      throw new ApiSocketError(path, { cause: error });
+    } finally {
+      rmSync(hidden, { force: true });
+    }
+  }
+
+  private listen(path: string): UnixSocketListener<Connection> {
     const forget = ({ data }: Socket<Connection>) => {
       this.connections.delete(data);
     };
     // A client may shut its side down when it has sent its last request. The type of unix sockets lacks the option.
     const halfOpen = { allowHalfOpen: true };
-    try {
-      this.listener = Bun.listen<Connection>({
-        ...halfOpen,
-        unix: options.path,
-        socket: {
-          open: (socket) => this.accept(socket),
-          data: ({ data }, bytes) => data.received(bytes),
-          drain: ({ data }) => data.flush(),
-          end: ({ data }) => data.ended(),
-          close: forget,
-          error: forget,
-        },
-      });
-    } catch (error) {
-      throw new ApiSocketError(options.path, { cause: error });
-    }
+    return Bun.listen<Connection>({
+      ...halfOpen,
+      unix: path,
+      socket: {
+        open: (socket) => this.accept(socket),
+        data: ({ data }, bytes) => data.received(bytes),
+        drain: ({ data }) => data.flush(),
+        end: ({ data }) => data.ended(),
+        close: forget,
+        error: forget,
+      },
+    });
   }
 
   /** Ends all connections and removes the socket. */

@@ -1,9 +1,9 @@
 /** What a vCPU that cannot go on says to the user: why, where the guest was, and what can be done. */
 
 import { type GuestMemory, GuestMemoryError } from "../../memory/guest-memory.ts";
-import { cpuFlags, hasVirtualization } from "../../platform/cpu-flags.ts";
 import { ioctlStruct } from "../../platform/ioctl.ts";
 import * as kvm from "./api.ts";
+import { hasHardware, NO_HARDWARE } from "./host.ts";
 import { readState } from "./registers.ts";
 
 const PAGE = 4096n;
@@ -16,10 +16,6 @@ const SUBERRORS: Readonly<Record<number, string>> = {
   [kvm.KVM_INTERNAL_ERROR_DELIVERY_EV]: "an exit came while KVM delivered an event",
   [kvm.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON]: "KVM got an exit that it does not know",
 };
-
-/** Said when a guest meets the limits of a KVM that has no hardware under it. */
-export const NO_HARDWARE_HINT =
-  "This host's KVM has no VMX or SVM under it and cannot run unmodified kernels: use --accel soft.";
 
 /** Access to the guest for a message about it. */
 export interface ExitContext {
@@ -35,7 +31,7 @@ export function describeInternalError(context: ExitContext): string {
   const suberror = run.getUint32(kvm.RUN_SUBERROR, true);
   const what = SUBERRORS[suberror] ?? `KVM reports internal error ${suberror}`;
   if (suberror !== kvm.KVM_INTERNAL_ERROR_EMULATION) return `${what}. ${describeGuest(context)}`;
-  const hint = hasVirtualization(cpuFlags()) ? "" : `\n${NO_HARDWARE_HINT}`;
+  const hint = hasHardware() ? "" : `\n${NO_HARDWARE} Or give --accel soft.`;
   return `${what}. ${describeGuest(context, failedInstruction(run))}${hint}`;
 }
 

@@ -36,10 +36,9 @@ const W_OWNED = 128;
 const MAX_OWNED = 1024;
 const WORDS = W_OWNED + MAX_OWNED;
 
-/** What is asked of the vCPUs ({@link W_REQUEST}). A stop is final. */
+/** What is asked of the vCPUs ({@link W_REQUEST}): a stop, which is final, or by a positive number the n-th pause. */
 const REQUEST_NONE = 0;
-const REQUEST_PAUSE = 1;
-const REQUEST_STOP = 2;
+const REQUEST_STOP = -1;
 
 const WASM_PAGE = 65_536;
 const PAGE = 4096;
@@ -145,14 +144,16 @@ export class KvmMachine {
 
   /** Any thread: makes every vCPU leave the guest until {@link requestResume}. */
   requestPause(): void {
-    Atomics.add(this.words, W_PAUSES, 1);
-    if (Atomics.compareExchange(this.words, W_REQUEST, REQUEST_NONE, REQUEST_PAUSE) !== REQUEST_NONE) return;
-    this.kick();
+    // Numbered, so that a vCPU which still sleeps in one pause when the next begins tells the two apart.
+    const pause = Atomics.add(this.words, W_PAUSES, 1) + 1;
+    if (Atomics.compareExchange(this.words, W_REQUEST, REQUEST_NONE, pause) === REQUEST_NONE) this.kick();
   }
 
   /** Any thread: ends a pause. */
   requestResume(): void {
-    Atomics.compareExchange(this.words, W_REQUEST, REQUEST_PAUSE, REQUEST_NONE);
+    const request = Atomics.load(this.words, W_REQUEST);
+    if (request === REQUEST_STOP) return;
+    Atomics.compareExchange(this.words, W_REQUEST, request, REQUEST_NONE);
     Atomics.notify(this.words, W_REQUEST);
   }
 
@@ -178,18 +179,16 @@ export class KvmMachine {
    * hears. False if the vCPU is to stop.
    */
   mayRun(area: Uint8Array, onPaused: () => void): boolean {
-    let told: number | undefined;
+    let told = REQUEST_NONE;
     for (;;) {
       // Cleared before the look: the mark of whoever sets it again from now on is there already.
       Atomics.store(area, RUN_IMMEDIATE_EXIT, 0);
       const request = Atomics.load(this.words, W_REQUEST);
       if (request === REQUEST_STOP) return false;
       if (request === REQUEST_NONE) return true;
-      // A vCPU may still sleep in one pause when the next begins.
-      const pauses = Atomics.load(this.words, W_PAUSES);
-      if (told !== pauses) onPaused();
-      told = pauses;
-      Atomics.wait(this.words, W_REQUEST, REQUEST_PAUSE);
+      if (told !== request) onPaused();
+      told = request;
+      Atomics.wait(this.words, W_REQUEST, request);
     }
   }
 

@@ -5,8 +5,7 @@ import { closeFile, openFile } from "../../platform/files.ts";
 import { ioctlStruct, ioctlValue } from "../../platform/ioctl.ts";
 import * as kvm from "./api.ts";
 import { type CpuidEntry, cpuidBuffer, decodeCpuid } from "./cpuid.ts";
-
-const KVM_PATH = "/dev/kvm";
+import { capabilityProblem, KVM_PATH, openProblem, versionProblem } from "./host.ts";
 
 /** What the backend uses, as in Firecracker's check, and what the kick needs. */
 const REQUIRED = {
@@ -49,7 +48,9 @@ export class KvmSystem {
     try {
       fd = openFile(KVM_PATH, { write: true });
     } catch (error) {
-      if (error instanceof SystemError) throw new KvmUnavailable(describeOpenError(error));
+      if (error instanceof SystemError) {
+        throw new KvmUnavailable(openProblem(error.code, error.message));
+      }
       throw error;
     }
     const system = new KvmSystem(fd);
@@ -64,22 +65,19 @@ export class KvmSystem {
 
   private check(): void {
     const version = ioctlValue(this.fd, kvm.KVM_GET_API_VERSION, 0, "KVM_GET_API_VERSION");
-    if (version !== kvm.KVM_API_VERSION) {
-      throw new KvmUnavailable(
-        `${KVM_PATH} speaks version ${version} of the KVM API, and ${kvm.KVM_API_VERSION} is needed: update the host's kernel.`,
-      );
-    }
-    const missing = missingCapabilities((capability) => this.extension(capability));
-    if (missing.length > 0) {
-      throw new KvmUnavailable(
-        `The host's KVM lacks ${missing.join(", ")}: update the host's kernel (5.10 or newer).`,
-      );
-    }
+    const problem =
+      versionProblem(version, kvm.KVM_API_VERSION) ??
+      capabilityProblem(missingCapabilities((capability) => this.extension(capability)));
+    if (problem !== undefined) throw new KvmUnavailable(problem);
   }
 
   /** KVM_CHECK_EXTENSION: 0 if the capability is not there, else 1 or a number that depends on it. */
   extension(capability: number): number {
     return ioctlValue(this.fd, kvm.KVM_CHECK_EXTENSION, capability, "KVM_CHECK_EXTENSION");
+  }
+
+  close(): void {
+    closeFile(this.fd);
   }
 
   /** Bytes of the kvm_run area of a vCPU. */
@@ -107,22 +105,4 @@ export function missingCapabilities(extension: (capability: number) => number): 
   return Object.entries(REQUIRED)
     .filter(([, capability]) => extension(capability) <= 0)
     .map(([name]) => name);
-}
-
-/** A sentence for each way in which /dev/kvm cannot be opened. */
-export function describeOpenError(error: SystemError): string {
-  switch (error.code) {
-    case "ENOENT":
-    case "ENXIO":
-    case "ENODEV":
-      return (
-        `There is no ${KVM_PATH}: load the kvm_intel or kvm_amd module, and on a virtual machine have nested ` +
-        "virtualization turned on."
-      );
-    case "EACCES":
-    case "EPERM":
-      return `No permission to open ${KVM_PATH}: add the user to the group that owns it (often kvm).`;
-    default:
-      return `${KVM_PATH} cannot be opened: ${error.message}.`;
-  }
 }

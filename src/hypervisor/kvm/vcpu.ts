@@ -70,10 +70,10 @@ export class KvmVcpu {
 
   /** Exits to this process so far, by reason, and how often KVM_RUN was interrupted. */
   stats(): Record<string, number> {
-    const names = Object.entries(kvm.KVM_EXIT).map(([name, reason]) => [reason, `exits ${name}`] as const);
+    const names = Object.entries(kvm.KVM_EXIT).map(([name, reason]) => [reason, `exits: ${name}`] as const);
     const nameOf = new Map<number, string>(names);
     const counts = [...this.exits].map(
-      ([reason, n]) => [nameOf.get(reason) ?? `exits ${reason}`, n] as const,
+      ([reason, n]) => [nameOf.get(reason) ?? `exits: ${reason}`, n] as const,
     );
     return Object.fromEntries([...counts, ["interrupted", this.interrupted]]);
   }

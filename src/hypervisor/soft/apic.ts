@@ -42,6 +42,33 @@ const REGISTER = {
   SELF_IPI: 0x3f0,
 } as const;
 
+/** Registers an x2APIC MSR may read, besides ISR, TMR and IRR (0x100 to 0x270) and the LVT (SDM vol. 3A, table 11-6). */
+const X2APIC_READABLE: ReadonlySet<number> = new Set([
+  REGISTER.ID,
+  REGISTER.VERSION,
+  REGISTER.TPR,
+  REGISTER.PPR,
+  REGISTER.LDR,
+  REGISTER.SVR,
+  REGISTER.ESR,
+  REGISTER.TIMER_INITIAL,
+  REGISTER.TIMER_CURRENT,
+  REGISTER.TIMER_DIVIDE,
+]);
+/** Highest value that may be written to each, besides the LVT. */
+const X2APIC_WRITABLE: ReadonlyMap<number, number> = new Map([
+  [REGISTER.TPR, 0xff],
+  [REGISTER.EOI, 0],
+  [REGISTER.SVR, 0xffff_ffff],
+  [REGISTER.ESR, 0],
+  [REGISTER.TIMER_INITIAL, 0xffff_ffff],
+  [REGISTER.TIMER_DIVIDE, 0xffff_ffff],
+  [REGISTER.SELF_IPI, 0xff],
+]);
+
+/** Bits of IA32_APIC_BASE that must be 0: 7-0, 9, and those above the physical addresses. */
+const BASE_RESERVED = 0xffff_ff00_0000_02ffn;
+
 const SVR_ENABLE = 0x100;
 const LVT_MASKED = 0x1_0000;
 const TIMER_MODE = 0x6_0000;
@@ -274,9 +301,8 @@ export class Apic {
     if (!this.x2apic) return undefined;
     const offset = (msr - 0x800) << 4;
     if (offset === REGISTER.ICR) return (BigInt(this.icrHigh >>> 0) << 32n) | BigInt(this.icr >>> 0);
-    if (offset === REGISTER.EOI || offset === REGISTER.ICR_HIGH || offset === REGISTER.DFR || offset > REGISTER.SELF_IPI) {
-      return undefined;
-    }
+    const isBitmap = offset >= REGISTER.ISR && offset < REGISTER.ESR;
+    if (!isBitmap && !X2APIC_READABLE.has(offset) && !this.lvt.has(offset)) return undefined;
     return BigInt(this.readRegister(offset) >>> 0);
   }
 
@@ -290,17 +316,20 @@ export class Apic {
       this.sendIpi(this.icr, this.icrHigh);
       return true;
     }
-    if (value >> 32n !== 0n || offset === REGISTER.ICR_HIGH || offset === REGISTER.DFR || offset > REGISTER.SELF_IPI) {
-      return false;
-    }
+    const most = this.lvt.has(offset) ? 0xffff_ffff : X2APIC_WRITABLE.get(offset);
+    if (most === undefined || value > BigInt(most)) return false;
     this.writeRegister(offset, Number(value));
     return true;
   }
 
   /** IA32_APIC_BASE write; false: #GP (an illegal transition, SDM vol. 3A, 11.12.5). */
   writeBase(value: bigint): boolean {
-    if ((value & EXTD) !== 0n && (value & ENABLE) === 0n) return false;
-    if (this.x2apic && (value & ENABLE) !== 0n && (value & EXTD) === 0n) return false;
+    if (value & BASE_RESERVED) return false;
+    const enabled = (value & ENABLE) !== 0n;
+    const extended = (value & EXTD) !== 0n;
+    // x2APIC mode is entered from xAPIC mode alone, and left only by disabling the APIC.
+    if (extended && (!enabled || (this.base & ENABLE) === 0n)) return false;
+    if (this.x2apic && enabled && !extended) return false;
     this.base = (value & 0xff_ffff_f000n) | (value & (EXTD | ENABLE)) | BSP;
     return true;
   }

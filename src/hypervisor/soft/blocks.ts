@@ -9,6 +9,7 @@
  */
 import { DECODED, Decoder, TOO_LONG, TRUNCATED } from "./decoder.ts";
 import type { Interpreter } from "./interpreter.ts";
+import { HOT, type Jit } from "./jit/jit.ts";
 import {
   BLOCK_ENTRIES,
   BLOCK_PROBES,
@@ -30,8 +31,8 @@ import { INSTRUCTIONS, type Insn } from "./table/index.ts";
 
 /** Instructions of a block at most; its records and a terminator must fit the arena's reserve. */
 const MAX_BLOCK = 64;
-/** Room kept free at the end of the arena: one block, its guard and its terminator. */
-const RESERVE = (MAX_BLOCK + 2) * RECORD_BYTES;
+/** Room kept free at the end of the arena: one block, its counter, its guard and its terminator. */
+const RESERVE = (MAX_BLOCK + 3) * RECORD_BYTES;
 
 const UD = INSTRUCTIONS.findIndex((i) => i.mnemonic === "ud2");
 const FPU_UNAVAILABLE = INSTRUCTIONS.findIndex((i) => i.mnemonic === "fpu unavailable");
@@ -57,7 +58,15 @@ export class Blocks {
     private readonly interpreter: Interpreter,
     private readonly fpuUsable: FpuCheck,
     private readonly unknown: (bytes: Uint8Array) => void,
+    /** Compiles hot blocks; undefined: everything is interpreted. */
+    private readonly jit: Jit | undefined,
   ) {}
+
+  /** Compiles the block whose counting record is `record`. */
+  compile(record: number, physicalPage: number): void {
+    const mode = this.state.get(MODE);
+    this.jit!.compile(record, (offset) => this.find(physicalPage + offset, mode));
+  }
 
   /** Record of the block at the state's RIP, decoding it if need be; 0 after a fault. */
   at(low: number, high: number): number {
@@ -121,10 +130,12 @@ export class Blocks {
     const most = mode & MODE_TF ? 1 : MAX_BLOCK;
     // Mark first, read afterwards: a device that writes in between then sees the mark (see softWriteHook).
     this.mark(physical, 64);
+    if (this.jit && !(mode & MODE_TF)) this.emitCount(firstOffset);
     while (count < most) {
       const status = decoder.decode(state.bytes, pageStart + offset, pageStart + 4096, mode);
       if (status === TRUNCATED) {
         if (count > 0) break;
+        this.next = start;
         return this.decodeCrossing(low, high, physical, mode);
       }
       if (status === DECODED) {
@@ -242,11 +253,21 @@ export class Blocks {
     return insn.end !== undefined;
   }
 
+  /** The record in front of a block that counts its executions. */
+  private emitCount(offset: number): void {
+    const r = this.allocate();
+    this.clear(r);
+    this.state.set(r + RECORD.slot, this.interpreter.pseudo.count);
+    this.state.view.setUint16(r + RECORD.offset, offset, true);
+    this.state.set(r + RECORD.countdown, HOT);
+  }
+
   private emitFallthrough(offset: number, count: number): void {
     const r = this.allocate();
     this.clear(r);
     this.state.set(r + RECORD.slot, this.interpreter.pseudo.fallthrough);
-    this.state.view.setUint16(r + RECORD.offset, offset & 0xfff, true);
+    // Beyond the page at its end: the record may be left as stale, and says then where to go on.
+    this.state.view.setUint16(r + RECORD.offset, offset, true);
     this.state.bytes[r + RECORD.count] = count;
     this.state.set(r + RECORD.imm, offset);
   }
@@ -311,7 +332,10 @@ export class Blocks {
     this.dropped++;
     const { stale } = this.interpreter.pseudo;
     for (let i = 0; i < list.length; i += 2) {
-      for (let r = list[i]!; r < list[i + 1]!; r += RECORD_BYTES) i32[(r + RECORD.slot) >> 2] = stale;
+      for (let r = list[i]!; r < list[i + 1]!; r += RECORD_BYTES) {
+        this.jit?.drop(i32[(r + RECORD.slot) >> 2]!);
+        i32[(r + RECORD.slot) >> 2] = stale;
+      }
     }
   }
 
@@ -351,6 +375,7 @@ export class Blocks {
     this.pages.clear();
     bytes.fill(0, BLOCK_TABLE, BLOCK_TABLE + BLOCK_ENTRIES * 16);
     this.mmu.flushJumpCache();
+    this.jit?.clear();
     this.next = RECORDS;
     this.flushes++;
   }

@@ -19,6 +19,7 @@ import {
   RECORD,
   RECORD_BYTES,
   REG,
+  RIP,
   RSP,
   SS,
   TLB_BYTES,
@@ -199,7 +200,7 @@ export class Context {
     this.f.unreachable();
   }
 
-  private callHelper(id: number): Expr {
+  protected callHelper(id: number): Expr {
     const { size, mem, addr32, mode64, rep } = this.variant;
     if (mem) this.f.store(8, zeroAddress, LINEAR, this.linearAddress());
     const descriptor = id | (size << 8) | (Number(mem) << 12) | (Number(addr32) << 13) | (Number(mode64) << 14) | (rep << 16);
@@ -639,6 +640,12 @@ export class Context {
   /** RIP of the next instruction. */
   nextRip(): Expr {
     return i64.add(this.rip(), i64.extend_u(this.recordByte(RECORD.length)));
+  }
+
+  /** Leaves between two elements of a repeated string instruction, to come back to it. */
+  interrupted(): void {
+    this.f.store(8, zeroAddress, RIP, this.rip());
+    this.f.return(c32(EXIT.attention));
   }
 
   /** Counts the block's instructions against the slice. */

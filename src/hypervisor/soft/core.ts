@@ -42,6 +42,8 @@ export interface Core {
   readonly dispatch: FuncRef;
   /** (record, taken) -> EXIT code: goes on at the record's direct target or at the next instruction. */
   readonly direct: FuncRef;
+  /** (kind, a, b, r): stores the flags of an operation, see FLAG_OP. */
+  readonly flags: FuncRef;
 }
 
 /** Table slots of the pseudo-instructions. */
@@ -52,6 +54,10 @@ export interface PseudoSlots {
   readonly crossing: number;
   /** A record of a dropped block. */
   readonly stale: number;
+  /** Starts a block and counts its executions. */
+  readonly count: number;
+  /** Starts a block that is not to be compiled. */
+  readonly skip: number;
 }
 
 const PLAIN: Variant = { size: 4, mem: false, lock: false, rep: 0, mode64: true, addr32: false };
@@ -78,7 +84,18 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
   const commit = m.import("commit", [I32, I32, I32], []);
   const dispatch = m.func("dispatch", [I64], [I32]);
   const direct = m.func("direct", [I32, I32], [I32]);
-  const core: Core = { handlerType, helper, slow, commit, dispatch: dispatch.ref, direct: direct.ref };
+  const flags = m.func("flags", [I32, I64, I64, I64], []);
+  const core: Core = {
+    handlerType,
+    helper,
+    slow,
+    commit,
+    dispatch: dispatch.ref,
+    direct: direct.ref,
+    flags: flags.ref,
+  };
+  buildFlags(flags, core);
+  m.export("flags", flags);
 
   const pseudo = buildPseudo(m, core);
   const find = buildFind(m, pseudo.stale);
@@ -192,6 +209,26 @@ function buildDirect(f: Func, core: Core, find: Func, crossing: number): void {
   f.unreachable();
 }
 
+/** Operations whose flags compiled code computes only when somebody looks: kind = operation * 4 + log2(size). */
+export const FLAG_OP = { add: 1, sub: 2, logic: 3 } as const;
+
+/** Stores FLAG_Z, FLAG_S, FLAG_C and FLAG_A for a pending operation. */
+function buildFlags(f: Func, core: Core): void {
+  const c = new Context(core, f, c32(0), PLAIN, []);
+  const [kind, a, b, r] = [f.param(0), f.param(1), f.param(2), f.param(3)];
+  for (const [name, op] of Object.entries(FLAG_OP)) {
+    for (const size of [1, 2, 4, 8] as const) {
+      f.if(i32.eq(kind, c32(op * 4 + Math.log2(size))), () => {
+        const at = (value: Expr) => (size === 8 ? value : i32.wrap(value));
+        if (name === "add") c.flagsAdd(at(a), at(b), at(r), size);
+        else if (name === "sub") c.flagsSub(at(a), at(b), at(r), size);
+        else c.flagsLogic(at(r), size);
+        f.return();
+      });
+    }
+  }
+}
+
 function buildPseudo(m: ModuleBuilder, core: Core): PseudoSlots {
   const handler = (name: string, body: (c: Context, f: Func) => void): number => {
     const f = m.func(name, [I32], [I32]);
@@ -222,5 +259,16 @@ function buildPseudo(m: ModuleBuilder, core: Core): PseudoSlots {
     f.return(c32(EXIT.stale));
     f.unreachable();
   });
-  return { fallthrough, crossing, stale };
+  const count = handler("count", (c, f) => {
+    const left = f.let(i32.sub(i32.load(c.ip, RECORD.countdown), c32(1)));
+    f.store(4, c.ip, RECORD.countdown, left);
+    f.if(i32.le_s(left, c32(0)), () => c.leave(EXIT.hot));
+    c.next();
+    f.unreachable();
+  });
+  const skip = handler("skip", (c, f) => {
+    c.next();
+    f.unreachable();
+  });
+  return { fallthrough, crossing, stale, count, skip };
 }

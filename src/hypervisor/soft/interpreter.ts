@@ -25,10 +25,11 @@ interface Exports {
   readonly find: (rip: bigint) => number;
   readonly dispatch: (rip: bigint) => number;
   readonly direct: (record: number, taken: number) => number;
+  readonly flags: (kind: number, a: bigint, b: bigint, r: bigint) => void;
   readonly table: WebAssembly.Table;
 }
 
-const TABLE_SLOTS = 1 << 13;
+const TABLE_SLOTS = 1 << 14;
 const MEMORY = { minPages: 512, maxPages: 65536 } as const;
 
 /** Number of a variant within its instruction: 8 bits. */
@@ -38,6 +39,19 @@ function variantNumber(v: Variant): number {
   // LOCK never meets a repeat prefix.
   const prefix = v.lock ? 3 : rep;
   return size | (Number(v.mem) << 2) | (prefix << 3) | (Number(v.mode64) << 5) | (Number(v.addr32) << 6);
+}
+
+/** The variant of a {@link variantNumber}. */
+function variantOf(n: number): Variant {
+  const prefix = (n >> 3) & 3;
+  return {
+    size: ([1, 2, 4, 8] as const)[n & 3]!,
+    mem: (n & 4) !== 0,
+    lock: prefix === 3,
+    rep: prefix === 1 ? 0xf3 : prefix === 2 ? 0xf2 : 0,
+    mode64: (n & 32) !== 0,
+    addr32: (n & 64) !== 0,
+  };
 }
 
 /** Every variant of an entry in 64-bit mode with 64-bit addresses. */
@@ -74,6 +88,8 @@ export function variants64(insn: Insn): Variant[] {
 
 /** Custom section of the module that says which slot holds which handler. */
 const DIRECTORY = "sparkler.handlers";
+/** Words of the directory before its (instruction and variant, slot) pairs. */
+const HEADER_WORDS = 6;
 
 /**
  * The interpreter module's bytes: handlers of every form in 64-bit mode, and a directory of them. Building
@@ -89,7 +105,8 @@ export function buildInterpreter(): Uint8Array<ArrayBuffer> {
       entries.push((index << 7) | variantNumber(v), emitHandler(m, core, insn, v));
     }
   });
-  const directory = Uint32Array.of(pseudo.fallthrough, pseudo.crossing, pseudo.stale, m.slotCount, ...entries);
+  const { fallthrough, crossing, stale, count, skip } = pseudo;
+  const directory = Uint32Array.of(fallthrough, crossing, stale, count, skip, m.slotCount, ...entries);
   m.customSection(DIRECTORY, new Uint8Array(directory.buffer));
   return m.encode() as Uint8Array<ArrayBuffer>;
 }
@@ -99,6 +116,9 @@ export class Interpreter {
   private readonly exports: Exports;
   /** Slot by instruction and variant; 0: not built yet. */
   private readonly slots = new Uint16Array(INSTRUCTIONS.length << 7);
+  /** Instruction and variant by slot; all ones: none. */
+  private readonly keys = new Uint32Array(TABLE_SLOTS).fill(0xffff_ffff);
+  private readonly freeSlots: number[] = [];
   private used: number;
   private pending: { insn: Insn; variant: Variant; slot: number }[] = [];
 
@@ -111,9 +131,13 @@ export class Interpreter {
     const section = WebAssembly.Module.customSections(module, DIRECTORY)[0];
     if (!section) throw new Error("not an interpreter module");
     const directory = new Uint32Array(section);
-    this.pseudo = { fallthrough: directory[0]!, crossing: directory[1]!, stale: directory[2]! };
-    this.used = directory[3]!;
-    for (let i = 4; i < directory.length; i += 2) this.slots[directory[i]!] = directory[i + 1]!;
+    const [fallthrough, crossing, stale, count, skip, used] = directory;
+    this.pseudo = { fallthrough: fallthrough!, crossing: crossing!, stale: stale!, count: count!, skip: skip! };
+    this.used = used!;
+    for (let i = HEADER_WORDS; i < directory.length; i += 2) {
+      this.slots[directory[i]!] = directory[i + 1]!;
+      this.keys[directory[i + 1]!] = directory[i]!;
+    }
     const instance = new WebAssembly.Instance(module, { env: { memory, ...imports } });
     this.exports = instance.exports as unknown as Exports;
   }
@@ -139,6 +163,7 @@ export class Interpreter {
       slot = ++this.used;
       if (slot >= TABLE_SLOTS) throw new Error("interpreter: handler table is full");
       this.slots[key] = slot;
+      this.keys[slot] = key;
       this.pending.push({ insn: d.insn, variant, slot });
     }
     return slot;
@@ -147,8 +172,35 @@ export class Interpreter {
   /** Builds the handlers that decoding has asked for since the last call: rare forms, 32-bit code. */
   flush(): void {
     if (this.pending.length === 0) return;
+    const { m, core } = this.extension();
+    for (const { insn, variant, slot } of this.pending) emitHandler(m, core, insn, variant, slot);
+    this.pending = [];
+    this.instantiate(m);
+  }
+
+  /** What a record's handler does: its table entry and variant. Undefined for pseudo-instructions. */
+  describe(slot: number): { insn: Insn; variant: Variant } | undefined {
+    const key = this.keys[slot];
+    if (key === undefined || key === 0xffff_ffff) return undefined;
+    return { insn: INSTRUCTIONS[key >>> 7]!, variant: variantOf(key & 127) };
+  }
+
+  /** A free table slot; undefined when the table is full. */
+  allocate(): number | undefined {
+    const reused = this.freeSlots.pop();
+    if (reused !== undefined) return reused;
+    return this.used + 1 < TABLE_SLOTS ? ++this.used : undefined;
+  }
+
+  /** Gives a slot back and drops its function. */
+  release(slot: number): void {
+    this.exports.table.set(slot, null);
+    this.freeSlots.push(slot);
+  }
+
+  /** A module under construction that can put functions into the interpreter's table. */
+  extension(): { m: ModuleBuilder; core: Core } {
     const m = new ModuleBuilder(MEMORY);
-    const { imports } = this;
     const core: Core = {
       handlerType: m.signature([I32], [I32]),
       helper: m.import("helper", [I32, I32], [I32]),
@@ -156,20 +208,25 @@ export class Interpreter {
       commit: m.import("commit", [I32, I32, I32], []),
       dispatch: m.import("dispatch", [I64], [I32]),
       direct: m.import("direct", [I32, I32], [I32]),
+      flags: m.import("flags", [I32, I64, I64, I64], []),
     };
     m.importTable(TABLE_SLOTS);
-    for (const { insn, variant, slot } of this.pending) emitHandler(m, core, insn, variant, slot);
-    this.pending = [];
-    const { dispatch, direct, table } = this.exports;
+    return { m, core };
+  }
+
+  /** Compiles an {@link extension} and puts its functions into the table. */
+  instantiate(m: ModuleBuilder): void {
+    const { dispatch, direct, flags, table } = this.exports;
     new WebAssembly.Instance(new WebAssembly.Module(m.encode() as Uint8Array<ArrayBuffer>), {
-      env: { memory: this.memory, ...imports, dispatch, direct, table },
+      env: { memory: this.memory, ...this.imports, dispatch, direct, flags, table },
     });
   }
 }
 
-/** LOOP and JRCXZ use the address size without a memory operand. */
+/** LOOP, JRCXZ, XLATB and MASKMOV use the address size without a memory operand. */
 function usesCounter(insn: Insn): boolean {
-  return insn.map === 0 && ((insn.opcode >= 0xe0 && insn.opcode <= 0xe3) || insn.opcode === 0xd7);
+  if (insn.map === 1) return insn.opcode === 0xf7;
+  return (insn.opcode >= 0xe0 && insn.opcode <= 0xe3) || insn.opcode === 0xd7;
 }
 
 function emitHandler(m: ModuleBuilder, core: Core, insn: Insn, variant: Variant, slot?: number): number {

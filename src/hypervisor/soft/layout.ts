@@ -187,6 +187,8 @@ export const RECORD = {
   scale: 18,
   /** u8: spare operand byte (segment number, x87 opcode). */
   aux: 19,
+  /** i32: executions left until the block is hot, on the record that starts a block. */
+  countdown: 20,
   /** i32: immediate; on a direct branch, the target relative to vbase. */
   imm: 20,
   /** i64: displacement; a 64-bit immediate. */
@@ -221,8 +223,10 @@ export const EXIT = {
   changed: 6,
   /** The second page of an instruction that crosses pages must be looked up again. */
   crossing: 7,
+  /** The block at CURRENT has run often enough to be compiled. */
+  hot: 8,
   /** As changed, for an instruction after which TF does not trap although it was set (MOV SS, INT n). */
-  changedNoTrap: 8,
+  changedNoTrap: 9,
   /** As changed, for an instruction after which TF traps although it was not set before (SYSRET). */
-  changedTrap: 9,
+  changedTrap: 10,
 } as const;

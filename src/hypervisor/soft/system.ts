@@ -10,6 +10,7 @@ import { fpuHelpers } from "./system-fpu.ts";
 import { portHelpers } from "./system-io.ts";
 import { segmentHelpers } from "./system-segments.ts";
 import {
+  ATTENTION,
   CR0,
   CR2,
   CR3,
@@ -207,6 +208,10 @@ const rdrand: Helper = (c) => {
 
 // --- flags and interrupts --------------------------------------------------------------------------
 
+/** True if an interrupt that IF has just let in must come before what follows in the block, which may be CLI. */
+const interruptMayWait = (c: HelperCall): boolean =>
+  c.cpu.state.get(IRQ_WAITING) !== 0 || Atomics.load(c.cpu.state.i32, ATTENTION >> 2) < 0;
+
 const setInterruptFlag =
   (on: boolean): Helper =>
   (c) => {
@@ -219,7 +224,7 @@ const setInterruptFlag =
     }
     if (!(flags & RFLAGS.IF)) state.set64(SHADOW_RIP, nextRip(c));
     setRflags(c.cpu, state.rflags | RFLAGS.IF);
-    return state.get(IRQ_WAITING) ? changed(c, nextRip(c)) : 0;
+    return interruptMayWait(c) ? changed(c, nextRip(c)) : 0;
   };
 
 const popf: Helper = (c) => {
@@ -232,8 +237,7 @@ const popf: Helper = (c) => {
   const before = state.rflags;
   setRflags(c.cpu, (before & ~mask & ~RFLAGS.RF) | (value & mask));
   const turned = before ^ state.rflags;
-  // A waiting interrupt comes now: the next instruction may be CLI.
-  const interrupted = turned & RFLAGS.IF && state.get(IRQ_WAITING);
+  const interrupted = (turned & RFLAGS.IF) !== 0 && interruptMayWait(c);
   return turned & RFLAGS.TF || interrupted ? changed(c, nextRip(c)) : 0;
 };
 

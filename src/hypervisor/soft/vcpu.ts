@@ -51,7 +51,8 @@ import {
   TR,
   X87 as X87_STATE,
 } from "./layout.ts";
-import { Mmu } from "./mmu.ts";
+import { Jit } from "./jit/jit.ts";
+import { INTERPRET, Mmu } from "./mmu.ts";
 import { Msrs } from "./msr.ts";
 import { setSegment } from "./segments.ts";
 import { SseSlow } from "./sse-slow.ts";
@@ -75,6 +76,8 @@ export interface SoftVcpuOptions {
   onPaused?(): void;
   /** The compiled interpreter, if the caller has kept one; it is built anew otherwise. */
   interpreter?: WebAssembly.Module;
+  /** False: everything is interpreted. */
+  jit?: boolean;
   /** Called now and then between slices, when helpers have left some 16 MiB of garbage. */
   collectGarbage?(): void;
 }
@@ -87,6 +90,9 @@ export interface SoftVcpuStats {
   pagesDropped: number;
   arenaFlushes: number;
   slowAccesses: number;
+  regionsCompiled: number;
+  instructionsCompiled: number;
+  compileMilliseconds: number;
   exits: Record<string, number>;
 }
 
@@ -94,6 +100,7 @@ export class SoftVcpu {
   readonly state: State;
   readonly cpu: Cpu;
   readonly interpreter: Interpreter;
+  private readonly jit: Jit | undefined;
   private readonly helpers: (Helper | undefined)[];
   private readonly call: HelperCall;
   private readonly exits = new Map<number, number>();
@@ -125,12 +132,14 @@ export class SoftVcpu {
       slow: (low, high, descriptor) => mmu.slow(low, high, descriptor),
       commit: (low, high, size) => mmu.commit(low, high, size),
     });
+    this.jit = options.jit === false ? undefined : new Jit(state, this.interpreter);
     const blocks = new Blocks(
       state,
       mmu,
       this.interpreter,
       (kind) => this.fpuUsable(kind),
       (bytes) => this.unknownInstruction(bytes),
+      this.jit,
     );
     const x87 = new X87(new DataView(memory.buffer, X87_STATE, 160), {
       flags: {
@@ -206,6 +215,9 @@ export class SoftVcpu {
       pagesDropped: blocks.dropped,
       arenaFlushes: blocks.flushes,
       slowAccesses: mmu.misses,
+      regionsCompiled: this.jit?.regions ?? 0,
+      instructionsCompiled: this.jit?.instructions ?? 0,
+      compileMilliseconds: Math.round(this.jit?.time ?? 0),
       exits: Object.fromEntries(names.map(([name, code]) => [name, this.exits.get(code) ?? 0])),
     };
   }
@@ -214,7 +226,8 @@ export class SoftVcpu {
   run(): VcpuEnd {
     this.end = undefined;
     for (;;) {
-      if (Atomics.load(this.state.i32, ATTENTION >> 2) !== 0) this.attend();
+      // Again if it is asked for meanwhile: the block after STI's shadow may begin with CLI.
+      while (!this.end && Atomics.load(this.state.i32, ATTENTION >> 2) !== 0) this.attend();
       if (this.end) return this.end;
       this.step();
       if (this.end) return this.end;
@@ -257,10 +270,11 @@ export class SoftVcpu {
       this.exitsSinceCollection = 0;
       this.options.collectGarbage?.();
     }
-    this.leave(code, trap);
+    this.leave(code, trap, record);
   }
 
-  private leave(code: number, trap: boolean): void {
+  /** Deals with an exit of the interpreter. `trap`: single-stepping began at the record `entered`. */
+  private leave(code: number, trap: boolean, entered: number): void {
     const { state, cpu } = this;
     switch (code) {
       case EXIT.attention:
@@ -284,9 +298,15 @@ export class SoftVcpu {
       case EXIT.halt:
         this.halt();
         return;
+      case EXIT.hot:
+        this.currentRip();
+        cpu.blocks.compile(state.get(CURRENT), cpu.mmu.fetchPage(state.get(RIP), state.get(RIP + 4)));
+        return;
       case EXIT.stale:
         this.currentRip();
         cpu.mmu.flushJump(state.get(RIP));
+        // The instruction itself has run if only what follows it is stale: it has written to its own page.
+        if (trap && state.get(CURRENT) !== entered) this.singleStep();
         return;
       case EXIT.crossing: {
         this.currentRip();
@@ -314,12 +334,14 @@ export class SoftVcpu {
     return Math.max(SHORT_SLICE, Math.min(LONG_SLICE, Math.floor(left)));
   }
 
-  /** RIP := the instruction at CURRENT. */
+  /** RIP := the instruction at CURRENT; one past the end of its page if the block ended there. */
   private currentRip(): void {
     const { state } = this;
     const offset = state.view.getUint16(state.get(CURRENT) + RECORD.offset, true);
-    state.set(RIP, state.get(REG.vbase) | offset);
-    state.set(RIP + 4, state.get(REG.vbase + 4));
+    const base = state.get(REG.vbase);
+    const low = (base + offset) | 0;
+    state.set(RIP, low);
+    state.set(RIP + 4, (state.get(REG.vbase + 4) + (low >>> 0 < base >>> 0 ? 1 : 0)) | 0);
   }
 
   private helper(descriptor: number, record: number): number {
@@ -345,6 +367,10 @@ export class SoftVcpu {
 
   private deliverFault(): void {
     const { state } = this;
+    if (state.get(FAULT_VECTOR) === INTERPRET) {
+      this.interpretOne();
+      return;
+    }
     this.deliver({
       vector: state.get(FAULT_VECTOR),
       error: state.get(FAULT_ERROR),
@@ -396,8 +422,13 @@ export class SoftVcpu {
 
   /** One instruction runs before interrupts are recognised: the shadow of STI and of MOV SS. */
   private shadowStep(): void {
+    this.state.set64(SHADOW_RIP, ~0n & 0xffff_ffff_ffff_ffffn);
+    this.interpretOne();
+  }
+
+  /** Runs one instruction in the interpreter, then looks for interrupts. */
+  private interpretOne(): void {
     const { state } = this;
-    state.set64(SHADOW_RIP, ~0n & 0xffff_ffff_ffff_ffffn);
     const mode = state.get(MODE);
     // A block of one instruction, without the trap that single-stepping would add.
     state.set(MODE, mode | MODE_TF);
@@ -417,7 +448,7 @@ export class SoftVcpu {
     this.retired++;
     updateMode(this.cpu);
     Atomics.store(state.i32, ATTENTION >> 2, -1);
-    this.leave(code, (mode & MODE_TF) !== 0);
+    this.leave(code, (mode & MODE_TF) !== 0, record);
   }
 
   /** HLT: sleeps until an interrupt, the timer, or a stop request. */

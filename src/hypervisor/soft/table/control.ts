@@ -1,5 +1,5 @@
 /** Control transfer and stack instructions. */
-import { type Context, type Size, zeroAddress } from "../context.ts";
+import { type Context, type Size, WRITE, zeroAddress } from "../context.ts";
 import { HELPER } from "../helpers.ts";
 import { FLAGS_SYSTEM, RBP, RCX, RECORD, RSP } from "../layout.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
@@ -11,7 +11,18 @@ const zextTo64 = (value: Expr, size: Size): Expr => (size === 8 ? value : i64.ex
 const narrow = (value: Expr, size: Size): Expr => (size === 8 ? value : i32.wrap(value));
 
 const jump: Semantics = (c) => c.jumpDirect(c32(1));
-const jumpIndirect: Semantics = (c) => c.jumpTo(c.f.let(zextTo64(c.f.let(c.dst.read()), c.size)));
+/** #GP(0) at the branch itself if its target is not canonical (SDM vol. 2A, JMP), before anything changes. */
+function target(c: Context, value: Expr, before: () => void = () => {}): Expr {
+  const rip = c.f.let(zextTo64(value, c.size));
+  if (c.size === 8) {
+    c.f.if(i64.ne(i64.shr_s(i64.shl(rip, c64(16)), c64(16)), rip), () => {
+      before();
+      c.raise(13, 0);
+    });
+  }
+  return rip;
+}
+const jumpIndirect: Semantics = (c) => c.jumpTo(target(c, c.f.let(c.dst.read())));
 
 const jcc =
   (cc: number): Semantics =>
@@ -23,15 +34,19 @@ const call: Semantics = (c) => {
   c.jumpDirect(c32(1));
 };
 const callIndirect: Semantics = (c) => {
-  const target = c.f.let(zextTo64(c.f.let(c.dst.read()), c.size));
+  // A stack that cannot be written is found first.
+  const rip = target(c, c.f.let(c.dst.read()), () => {
+    const top = c.f.let(i64.sub(c.gpr(RSP), c64(8)));
+    c.throughStack(() => c.translate(WRITE, top, 8));
+  });
   c.push(narrow(c.nextRip(), c.size), c.size);
-  c.jumpTo(target);
+  c.jumpTo(rip);
 };
 const ret: Semantics = (c) => {
-  const target = c.f.let(zextTo64(c.peek(c.size), c.size));
+  const rip = target(c, c.peek(c.size));
   const extra = c.operands.length ? i64.extend_u(c.recordWord(RECORD.imm)) : c64(0);
   c.drop(i64.add(c64(c.size), extra));
-  c.jumpTo(target);
+  c.jumpTo(rip);
 };
 
 const counter = (c: Context): Expr =>

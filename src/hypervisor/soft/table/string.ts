@@ -3,14 +3,11 @@ import { type Context, ops, PROBE, type Size, WRITE, wide, zeroAddress } from ".
 import {
   ATTENTION,
   BOUNCE,
-  CURRENT,
-  EXIT,
   FLAGS_SYSTEM,
   RAX,
   RCX,
   RDI,
   REG,
-  RIP,
   RSI,
 } from "../layout.ts";
 import { I32 } from "../wasm/encoding.ts";
@@ -23,7 +20,7 @@ const pointer = (c: Context, reg: number): Expr =>
   c.pointer(reg);
 
 function setPointer(c: Context, reg: number, value: Expr): void {
-  c.f.store(8, zeroAddress, reg, c.variant.addr32 ? i64.and(value, c64(0xffff_ffffn)) : value);
+  c.setGpr(reg, c.variant.addr32 ? i64.and(value, c64(0xffff_ffffn)) : value);
 }
 
 function advance(c: Context, reg: number, by: Expr): void {
@@ -58,11 +55,7 @@ function repeat(c: Context, iteration: (leave: Label | undefined) => void): void
       c.f.brIf(leave, i64.eqz(pointer(c, RCX)));
       iteration(leave);
       c.f.brIf(leave, i64.eqz(pointer(c, RCX)));
-      c.f.if(i32.lt_s(i32.atomic_load(zeroAddress, ATTENTION), c32(0)), () => {
-        c.f.store(8, zeroAddress, RIP, c.rip());
-        c.f.store(4, zeroAddress, CURRENT, c.ip);
-        c.f.return(c32(EXIT.attention));
-      });
+      c.f.if(i32.lt_s(i32.atomic_load(zeroAddress, ATTENTION), c32(0)), () => c.interrupted());
       c.f.br(again);
     });
   });
@@ -85,7 +78,9 @@ function runLength(c: Context, size: Size, lin: Expr, other?: Expr): Expr {
   return minimum(c, i64.shr_u(room, c64(Math.log2(size))), pointer(c, RCX));
 }
 
-const forward = (delta: Expr): Expr => i64.gt_s(delta, c64(0));
+/** Whole runs go upwards, and only while nobody waits: the trap flag and interrupts come in after an element. */
+const forward = (delta: Expr): Expr =>
+  i32.and(i64.gt_s(delta, c64(0)), i32.ge_s(i32.atomic_load(zeroAddress, ATTENTION), c32(0)));
 
 const movs: Semantics = (c) => {
   const { f, size } = c;

@@ -34,8 +34,9 @@ const sti: Semantics = (c) => {
       const flags = c.f.let(i32.load(zeroAddress, FLAGS_SYSTEM));
       c.f.if(i32.eqz(i32.and(flags, c32(IF))), () => c.f.store(8, zeroAddress, SHADOW_RIP, c.nextRip()));
       c.f.store(4, zeroAddress, FLAGS_SYSTEM, i32.or(flags, c32(IF)));
-      // The block ends here when an interrupt waits: a CLI further on must not shut it out again.
-      c.f.if(i32.load(zeroAddress, IRQ_WAITING), () => {
+      // The block ends here when an interrupt waits, or may: a CLI further on must not shut it out again.
+      const asked = i32.lt_s(i32.atomic_load(zeroAddress, ATTENTION), c32(0));
+      c.f.if(i32.or(i32.load(zeroAddress, IRQ_WAITING), asked), () => {
         c.f.store(4, zeroAddress, ATTENTION, c32(-1));
         c.f.store(8, zeroAddress, RIP, c.nextRip());
         c.charge();

@@ -19,7 +19,11 @@ export class Func {
   readonly code = new ByteWriter();
   private readonly extra: ValType[] = [];
   private readonly free = new Map<ValType, Local[]>();
+  private readonly taken: Local[] = [];
   private depth = 0;
+  /** Code that {@link body} puts in front of everything else. */
+  readonly prologue = new ByteWriter();
+  private readonly gaps: { at: number; fill: () => ByteWriter }[] = [];
 
   constructor(
     readonly ref: FuncRef,
@@ -32,19 +36,31 @@ export class Func {
     return new Local(type, i);
   }
 
-  /** A fresh local, zero until set (unless it is a released one: set before use). */
+  /** A local to use until the next {@link releaseSince}; holds anything until set. */
   local(type: ValType): Local {
-    const reused = this.free.get(type)?.pop();
-    if (reused) return reused;
+    const local = this.free.get(type)?.pop() ?? this.permanent(type);
+    this.taken.push(local);
+    return local;
+  }
+
+  /** A local that is never given back. */
+  permanent(type: ValType): Local {
     this.extra.push(type);
     return new Local(type, this.ref.params.length + this.extra.length - 1);
   }
 
-  /** Gives a local back for later use by `local`. */
-  release(local: Local): void {
-    const list = this.free.get(local.type);
-    if (list) list.push(local);
-    else this.free.set(local.type, [local]);
+  /** A point to give locals back to. */
+  mark(): number {
+    return this.taken.length;
+  }
+
+  /** Gives back the locals taken since `mark`: few locals keep the engine's first tiers fast. */
+  releaseSince(mark: number): void {
+    for (const local of this.taken.splice(mark)) {
+      const list = this.free.get(local.type);
+      if (list) list.push(local);
+      else this.free.set(local.type, [local]);
+    }
   }
 
   /** Computes `value` now and names it. A constant stays a constant; a local is taken as it is. */
@@ -128,6 +144,11 @@ export class Func {
   }
 
   if(cond: Expr, then: () => void, otherwise?: () => void): void {
+    if (cond.const32 !== undefined) {
+      if (cond.const32 !== 0) then();
+      else otherwise?.();
+      return;
+    }
     cond.emit(this.code);
     this.code.u8(0x04);
     this.code.u8(0x40);
@@ -233,6 +254,11 @@ export class Func {
     this.code.append(Uint8Array.of(0xfc, 11, 0));
   }
 
+  /** Leaves a gap here that {@link body} fills with statements not known yet. */
+  later(fill: () => ByteWriter): void {
+    this.gaps.push({ at: this.code.length, fill });
+  }
+
   /** The finished body: local declarations, code, end. */
   body(): ByteWriter {
     const out = new ByteWriter(this.code.length + 32);
@@ -247,7 +273,15 @@ export class Func {
       out.u32(r.count);
       out.u8(r.type);
     }
-    out.append(this.code.view());
+    out.append(this.prologue.view());
+    const code = this.code.view();
+    let from = 0;
+    for (const gap of this.gaps) {
+      out.append(code.subarray(from, gap.at));
+      out.append(gap.fill().view());
+      from = gap.at;
+    }
+    out.append(code.subarray(from));
     out.u8(0x0b);
     return out;
   }

@@ -1,0 +1,443 @@
+/**
+ * The context of compiled code: the same semantics as the interpreter's, with operands known, general
+ * registers and flags in WebAssembly locals, and every way out through shared exits that write them back.
+ */
+import { COMPILED, Context, type Operand, ops, type Size, type Variant, zeroAddress, zext, zext64 } from "../context.ts";
+import { type Core, FLAG_OP } from "../core.ts";
+import { HELPER } from "../helpers.ts";
+import { BUDGET, FLAG_A, FLAG_C, FLAG_S, FLAG_Z, RECORD, REG, TLB_CURRENT } from "../layout.ts";
+import type { State } from "../state.ts";
+import type { Insn } from "../table/index.ts";
+import { ByteWriter, I32, I64 } from "../wasm/encoding.ts";
+import { c32, c64, type Expr, i32, i64, type Local } from "../wasm/expr.ts";
+import { Func, type Label } from "../wasm/func.ts";
+
+/** Where the arithmetic flags are, as the emitter knows it at a point of the code. */
+export type FlagState =
+  /** In the four flag locals. */
+  | { kind: "locals" }
+  /** Follow from an operation whose operands are at hand. */
+  | { kind: "pending"; op: number; size: Size; a: Expr; b: Expr; r: Expr; carryIn: boolean }
+  /** As the local `flagKind` says at run time: 0 in the locals, else an operation on `flagA`, `flagB`, `flagR`. */
+  | { kind: "dynamic" };
+
+/** What all instructions of a region share. */
+export class RegionState {
+  readonly gpr: (Local | undefined)[] = new Array(16);
+  /** Registers the region writes. */
+  readonly written = new Array<boolean>(16).fill(false);
+  readonly vbase: Local;
+  readonly tlb: Local;
+  readonly budget: Local;
+  readonly z: Local;
+  readonly s: Local;
+  readonly c: Local;
+  readonly a: Local;
+  /** Operands of the pending operation, for operands of up to 4 bytes and of 8. */
+  readonly pending32: readonly [Local, Local, Local];
+  readonly pending64: readonly [Local, Local, Local];
+  readonly flagKind: Local;
+  readonly flagA: Local;
+  readonly flagB: Local;
+  readonly flagR: Local;
+  /** Parameters of the exits. */
+  readonly exitRecord: Local;
+  readonly exitCode: Local;
+  readonly target: Local;
+  flags: FlagState = { kind: "dynamic" };
+  /** Exits: to `target` through the dispatcher, and with `exitCode` at `exitRecord`. */
+  leave: Label = { depth: 0 };
+  fault: Label = { depth: 0 };
+
+  constructor(
+    readonly f: Func,
+    readonly core: Core,
+    /** First record of the region's entry, and what its slot is once the region's page has been dropped. */
+    readonly entry: number,
+    readonly stale: number,
+  ) {
+    this.vbase = f.permanent(I64);
+    this.tlb = f.permanent(I32);
+    this.budget = f.permanent(I32);
+    this.z = f.permanent(I64);
+    this.s = f.permanent(I64);
+    this.c = f.permanent(I64);
+    this.a = f.permanent(I32);
+    this.pending32 = [f.permanent(I32), f.permanent(I32), f.permanent(I32)];
+    this.pending64 = [f.permanent(I64), f.permanent(I64), f.permanent(I64)];
+    this.flagKind = f.permanent(I32);
+    this.flagA = f.permanent(I64);
+    this.flagB = f.permanent(I64);
+    this.flagR = f.permanent(I64);
+    this.exitRecord = f.permanent(I32);
+    this.exitCode = f.permanent(I32);
+    this.target = f.permanent(I64);
+  }
+
+  register(n: number): Local {
+    let local = this.gpr[n];
+    if (!local) {
+      local = this.f.permanent(I64);
+      this.gpr[n] = local;
+    }
+    return local;
+  }
+
+  /** Makes the flags dynamic: their kind and operands go to locals, nothing is computed. */
+  setDynamic(): void {
+    const { f, flags } = this;
+    if (flags.kind === "locals") f.set(this.flagKind, c32(0));
+    else if (flags.kind === "pending") {
+      f.set(this.flagKind, c32(flags.op * 4 + Math.log2(flags.size)));
+      f.set(this.flagA, widen(flags.a));
+      f.set(this.flagB, widen(flags.b));
+      f.set(this.flagR, widen(flags.r));
+    }
+  }
+
+  /** Writes registers and flags (dynamic) back to the CPU state. */
+  writeBack(): void {
+    const { f } = this;
+    f.later(() => this.registerCode((out) => {
+      for (let n = 0; n < 16; n++) if (this.written[n]) out.store(8, zeroAddress, REG.gpr + 8 * n, this.gpr[n]!);
+    }));
+    f.if(
+      this.flagKind,
+      () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB, this.flagR),
+      () => {
+        f.store(8, zeroAddress, FLAG_Z, this.z);
+        f.store(8, zeroAddress, FLAG_S, this.s);
+        f.store(8, zeroAddress, FLAG_C, this.c);
+        f.store(4, zeroAddress, FLAG_A, this.a);
+      },
+    );
+    f.store(4, zeroAddress, BUDGET, this.budget);
+  }
+
+  /** Reads registers and flags again after code that works on the CPU state. */
+  reload(): void {
+    this.f.later(() => this.registerCode((out) => this.loadRegisters(out)));
+    this.loadFlags(this.f);
+  }
+
+  private loadRegisters(out: Func): void {
+    for (let n = 0; n < 16; n++) {
+      const local = this.gpr[n];
+      if (local) out.set(local, i64.load(zeroAddress, REG.gpr + 8 * n));
+    }
+  }
+
+  loadFlags(f: Func): void {
+    f.set(this.z, i64.load(zeroAddress, FLAG_Z));
+    f.set(this.s, i64.load(zeroAddress, FLAG_S));
+    f.set(this.c, i64.load(zeroAddress, FLAG_C));
+    f.set(this.a, i32.load(zeroAddress, FLAG_A));
+    f.set(this.flagKind, c32(0));
+  }
+
+  /** Statements about registers, written once it is known which the region uses. */
+  private registerCode(write: (out: Func) => void): ByteWriter {
+    const scratch = new Func(this.f.ref, this.f.name);
+    write(scratch);
+    return scratch.code;
+  }
+
+  /** Writes the function's prologue, when all is known. */
+  finish(): void {
+    const out = new Func(this.f.ref, this.f.name);
+    out.set(this.vbase, i64.load(zeroAddress, REG.vbase));
+    out.set(this.tlb, i32.load(zeroAddress, TLB_CURRENT));
+    out.set(this.budget, i32.load(zeroAddress, BUDGET));
+    this.loadRegisters(out);
+    this.loadFlags(out);
+    this.f.prologue.append(out.code.view());
+  }
+}
+
+const widen = (value: Expr): Expr => (value.type === I64 ? value : i64.extend_u(value));
+
+/** Instructions whose flags stay pending. All others compute theirs at once. */
+const PENDING = new Set(["add", "or", "adc", "sbb", "and", "sub", "xor", "cmp", "test", "neg"]);
+/** Instructions that neither read nor write arithmetic flags except through `condition`. */
+const NO_FLAGS = new Set([
+  "mov", "movzx", "movsx", "movsxd", "lea", "push", "pop", "leave", "nop", "not", "bswap", "movnti", "jmp",
+  "call", "ret", "xchg", "cbw/cwde/cdqe", "cwd/cdq/cqo", "xlatb", "cld", "std", "movsb", "movs", "stosb",
+  "stos", "lodsb", "lods", "loop", "jrcxz", "mfence/lfence/sfence",
+]);
+const SETS_FLAGS_ANYWAY = new Set(["comiss", "comisd", "ucomiss", "ucomisd"]);
+
+function usesFlags(insn: Insn): boolean {
+  if (insn.fpu === "sse" || insn.fpu === "mmx") return SETS_FLAGS_ANYWAY.has(insn.mnemonic);
+  if (NO_FLAGS.has(insn.mnemonic)) return false;
+  return !/^(j|set|cmov)/.test(insn.mnemonic);
+}
+
+export class JitContext extends Context {
+  private readonly pendingFlags: boolean;
+
+  constructor(
+    private readonly region: RegionState,
+    private readonly state: State,
+    record: number,
+    private readonly insn: Insn,
+    variant: Variant,
+  ) {
+    super(region.core, region.f, c32(record), variant, insn.operands);
+    this.record = record;
+    this.pendingFlags = PENDING.has(insn.mnemonic);
+    if (!this.pendingFlags && usesFlags(insn)) this.flagsToLocals();
+  }
+  private readonly record: number;
+
+  // --- the record is known ---------------------------------------------------------------------
+
+  protected override recordByte(offset: number): Expr {
+    return c32(this.state.bytes[this.record + offset]!);
+  }
+  protected override recordHalf(offset: number): Expr {
+    return c32(this.state.view.getUint16(this.record + offset, true));
+  }
+  override recordWord(offset: number): Expr {
+    return c32(this.state.get(this.record + offset));
+  }
+  protected override recordLong(offset: number): Expr {
+    return c64(this.state.view.getBigInt64(this.record + offset, true));
+  }
+
+  // --- registers are locals ----------------------------------------------------------------------
+
+  protected override registerAt(address: Expr): Expr {
+    const at = address.const32!;
+    if (at < REG.zero) return this.region.register(at >> 3);
+    if (at === REG.zero) return c64(0);
+    if (at === REG.vbase) return this.region.vbase;
+    return i64.load(zeroAddress, at);
+  }
+
+  protected override register(address: Expr, size: Size): Operand {
+    const at = address.const32!;
+    if (at >= REG.zero) return super.register(address, size);
+    const { f, region } = this;
+    const local = region.register(at >> 3);
+    const high = (at & 7) === 1;
+    const read = (): Expr => {
+      if (size === 8) return local;
+      const word = i32.wrap(local);
+      return size === 4 ? word : zext(high ? i32.shr_u(word, c32(8)) : word, size);
+    };
+    const write = (value: Expr): void => {
+      region.written[at >> 3] = true;
+      if (size === 8) f.set(local, value);
+      else if (size === 4) f.set(local, i64.extend_u(value));
+      else {
+        const mask = size === 2 ? 0xffffn : high ? 0xff00n : 0xffn;
+        const part = zext64(value, size);
+        f.set(local, i64.or(i64.and(local, c64(~mask)), high ? i64.shl(part, c64(8)) : part));
+      }
+    };
+    return { read, write, modify: (change) => write(change(f.let(read()))) };
+  }
+
+  protected override tlb(): Expr {
+    return this.region.tlb;
+  }
+  protected override get accessFlags(): number {
+    return COMPILED;
+  }
+
+  // --- flags -------------------------------------------------------------------------------------
+
+  /** Gets the flags into their locals. */
+  private flagsToLocals(): void {
+    const { region, f } = this;
+    const state = region.flags;
+    region.flags = { kind: "locals" };
+    if (state.kind === "pending") {
+      if (state.op === FLAG_OP.add) super.flagsAdd(state.a, state.b, state.r, state.size);
+      else if (state.op === FLAG_OP.sub) super.flagsSub(state.a, state.b, state.r, state.size);
+      else super.flagsLogic(state.r, state.size);
+    } else if (state.kind === "dynamic") {
+      f.if(region.flagKind, () => {
+        f.call(this.core.flags, region.flagKind, region.flagA, region.flagB, region.flagR);
+        region.loadFlags(f);
+      });
+    }
+  }
+
+  override setFlagZ(value: Expr): void {
+    this.f.set(this.region.z, value);
+  }
+  override setFlagS(value: Expr): void {
+    this.f.set(this.region.s, value);
+  }
+  override setFlagC(value: Expr): void {
+    this.f.set(this.region.c, value);
+  }
+  override setFlagA(value: Expr): void {
+    this.f.set(this.region.a, value);
+  }
+  override get flagZ(): Expr {
+    return this.region.z;
+  }
+  override get flagS(): Expr {
+    return this.region.s;
+  }
+  override get flagC(): Expr {
+    return this.region.c;
+  }
+  override get flagA(): Expr {
+    return this.region.a;
+  }
+
+  private pend(op: number, a: Expr, b: Expr, r: Expr, size: Size, carryIn: boolean): void {
+    const { f, region } = this;
+    const [x, y, z] = size === 8 ? region.pending64 : region.pending32;
+    f.set(x, a);
+    f.set(y, b);
+    f.set(z, r);
+    region.flags = { kind: "pending", op, size, a: x, b: y, r: z, carryIn };
+  }
+
+  override flagsAdd(a: Expr, b: Expr, r: Expr, size: Size): void {
+    if (this.pendingFlags) this.pend(FLAG_OP.add, a, b, r, size, false);
+    else super.flagsAdd(a, b, r, size);
+  }
+  override flagsSub(a: Expr, b: Expr, r: Expr, size: Size): void {
+    if (this.pendingFlags) this.pend(FLAG_OP.sub, a, b, r, size, false);
+    else super.flagsSub(a, b, r, size);
+  }
+  override flagsAdc(a: Expr, b: Expr, r: Expr, size: Size): void {
+    this.pend(FLAG_OP.add, a, b, r, size, true);
+  }
+  override flagsSbb(a: Expr, b: Expr, r: Expr, size: Size): void {
+    this.pend(FLAG_OP.sub, a, b, r, size, true);
+  }
+  override flagsLogic(r: Expr, size: Size): void {
+    if (this.pendingFlags) this.pend(FLAG_OP.logic, r, r, r, size, false);
+    else super.flagsLogic(r, size);
+  }
+
+  override carry(): Expr {
+    return this.quickCondition(1) ?? super.carry();
+  }
+
+  override condition(cc: number): Expr {
+    const quick = this.quickCondition(cc >> 1);
+    if (!quick) return super.condition(cc);
+    return cc & 1 ? i32.eqz(quick) : quick;
+  }
+
+  /** An even condition from the pending operation; undefined (flags in locals) when it gives no shortcut. */
+  private quickCondition(pair: number): Expr | undefined {
+    const state = this.region.flags;
+    if (state.kind === "pending") {
+      const { size, a, b, r } = state;
+      const o = ops(size);
+      const zero = size === 8 ? c64(0) : c32(0);
+      const signed = (v: Expr) => (size === 1 ? i32.extend8_s(v) : size === 2 ? i32.extend16_s(v) : v);
+      const isZero = () => o.eqz(zext(r, size));
+      const isNegative = () => o.lt_s(signed(r), zero);
+      if (pair === 2) return isZero();
+      if (pair === 4) return isNegative();
+      if (state.op === FLAG_OP.logic) {
+        if (pair === 0 || pair === 1) return c32(0);
+        if (pair === 3) return isZero();
+        if (pair === 6) return isNegative();
+        if (pair === 7) return o.le_s(signed(r), zero);
+      } else if (!state.carryIn && state.op === FLAG_OP.sub) {
+        const x = zext(a, size);
+        const y = zext(b, size);
+        if (pair === 1) return o.lt_u(x, y);
+        if (pair === 3) return o.le_u(x, y);
+        if (pair === 6) return o.lt_s(signed(a), signed(b));
+        if (pair === 7) return o.le_s(signed(a), signed(b));
+      } else if (!state.carryIn && pair === 1) return o.lt_u(zext(r, size), zext(a, size));
+    }
+    this.flagsToLocals();
+    return undefined;
+  }
+
+  // --- exits -------------------------------------------------------------------------------------
+
+  override leave(code: number | Expr): void {
+    const { f, region } = this;
+    const saved = region.flags;
+    region.setDynamic();
+    f.set(region.exitRecord, c32(this.record));
+    f.set(region.exitCode, typeof code === "number" ? c32(code) : code);
+    f.br(region.fault);
+    region.flags = saved;
+  }
+
+  override helper(id: number): void {
+    const { f, region } = this;
+    if (id === HELPER.sseScalar) {
+      // Touches XMM state and MXCSR only.
+      const code = f.let(this.callHelper(id));
+      f.if(code, () => this.leave(code));
+      return;
+    }
+    region.setDynamic();
+    region.flags = { kind: "dynamic" };
+    if (this.mem) this.linearAddress();
+    region.writeBack();
+    const code = f.let(this.callHelper(id));
+    f.if(code, () => this.stop(code));
+    region.reload();
+    region.flags = { kind: "locals" };
+    // The helper may have written over the code of this very region.
+    f.if(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(this.nextRip()));
+  }
+
+  override endWithHelper(id: number): void {
+    const { region } = this;
+    if (this.mem) this.linearAddress();
+    this.charge();
+    region.setDynamic();
+    region.flags = { kind: "dynamic" };
+    region.writeBack();
+    this.stop(this.f.let(this.callHelper(id)));
+  }
+
+  /** Leaves with the CPU state already written back. */
+  private stop(code: Expr): void {
+    super.leave(code);
+  }
+
+  override interrupted(): void {
+    this.exitTo(this.rip());
+  }
+
+  override charge(): void {
+    const { budget } = this.region;
+    this.f.set(budget, i32.sub(budget, this.recordByte(RECORD.count)));
+  }
+
+  /** Leaves the region for a RIP. */
+  exitTo(rip: Expr): void {
+    const { f, region } = this;
+    const saved = region.flags;
+    f.set(region.target, rip);
+    region.setDynamic();
+    f.br(region.leave);
+    region.flags = saved;
+  }
+
+  override jumpTo(rip: Expr): void {
+    this.charge();
+    this.exitTo(this.variant.mode64 ? rip : i64.and(rip, c64(0xffff_ffffn)));
+  }
+
+  override jumpDirect(taken: Expr): void {
+    this.charge();
+    this.branch?.(taken, this);
+  }
+
+  /** Set by the emitter: writes the block's direct branch. */
+  branch: ((taken: Expr, c: JitContext) => void) | undefined;
+
+  /** Name of the instruction, for reports. */
+  get mnemonic(): string {
+    return this.insn.mnemonic;
+  }
+}

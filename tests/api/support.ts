@@ -1,0 +1,172 @@
+/** A monitor under test and a client of its socket. */
+
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const scripted = new URL("../vmm/entry.ts", import.meta.url).pathname;
+const launcher = new URL("../../bin/sparkler", import.meta.url).pathname;
+
+/** How long a monitor may take until it answers, ms: the Go SDK waits 3 s. */
+const START_TIMEOUT_MS = 3000;
+
+export function temporaryDirectory(): { path: string; remove(): void } {
+  const path = mkdtempSync(join(tmpdir(), "sparkler-api-"));
+  return { path, remove: () => rmSync(path, { recursive: true, force: true }) };
+}
+
+export interface Answer {
+  readonly status: number;
+  readonly headers: Headers;
+  /** Parsed; undefined if there is none. */
+  readonly body: unknown;
+}
+
+export async function request(socket: string, method: string, path: string, body?: unknown): Promise<Answer> {
+  const response = await fetch(`http://localhost${path}`, {
+    unix: socket,
+    method,
+    ...(body === undefined ? {} : { body: typeof body === "string" ? body : JSON.stringify(body) }),
+  });
+  const text = await response.text();
+  return {
+    status: response.status,
+    headers: response.headers,
+    body: text === "" ? undefined : JSON.parse(text),
+  };
+}
+
+/** The reason in an answer that refuses. */
+export function fault({ body }: Answer): string {
+  const message = typeof body === "object" && body !== null ? Reflect.get(body, "fault_message") : undefined;
+  if (typeof message !== "string") throw new Error(`no fault_message in ${JSON.stringify(body)}`);
+  return message;
+}
+
+export class Monitor {
+  private output = "";
+  private errors = "";
+  private readonly read: Promise<unknown>;
+
+  private constructor(
+    readonly process: Bun.Subprocess<"pipe" | "ignore", "pipe", "pipe">,
+    readonly socket: string,
+  ) {
+    this.read = Promise.all([
+      collect(process.stdout, (text) => {
+        this.output += text;
+      }),
+      collect(process.stderr, (text) => {
+        this.errors += text;
+      }),
+    ]);
+  }
+
+  /** Starts a monitor with the scripted CPU of tests/vmm. `flags` as FirecrackerFlags. */
+  static scripted(socket: string, flags: object = {}): Monitor {
+    const all = { api: true, apiSock: socket, id: "test", accel: "auto", level: "Warn", ...flags };
+    return Monitor.spawn([process.execPath, scripted, "firecracker", JSON.stringify(all)], socket);
+  }
+
+  /** Starts the program as a user does. */
+  static program(socket: string, flags: readonly string[]): Monitor {
+    return Monitor.spawn([launcher, ...flags], socket);
+  }
+
+  private static spawn(command: string[], socket: string): Monitor {
+    return new Monitor(
+      Bun.spawn<"ignore", "pipe", "pipe">(command, { stdin: "ignore", stdout: "pipe", stderr: "pipe" }),
+      socket,
+    );
+  }
+
+  get stdout(): string {
+    return this.output;
+  }
+
+  get stderr(): string {
+    return this.errors;
+  }
+
+  /** As the Go SDK: the socket is there and a request succeeds. */
+  async ready(): Promise<this> {
+    const end = performance.now() + START_TIMEOUT_MS;
+    while (!existsSync(this.socket)) {
+      if (this.process.exitCode !== null || performance.now() > end) {
+        throw new Error(`no API socket: ${this.stderr}`);
+      }
+      await Bun.sleep(1);
+    }
+    const { status } = await this.get("/machine-config");
+    if (status !== 200) throw new Error(`the first request was answered ${status}`);
+    return this;
+  }
+
+  get(path: string): Promise<Answer> {
+    return request(this.socket, "GET", path);
+  }
+
+  put(path: string, body?: unknown): Promise<Answer> {
+    return request(this.socket, "PUT", path, body);
+  }
+
+  patch(path: string, body?: unknown): Promise<Answer> {
+    return request(this.socket, "PATCH", path, body);
+  }
+
+  action(action_type: string): Promise<Answer> {
+    return this.put("/actions", { action_type });
+  }
+
+  /** Waits until the guest has printed `text`. */
+  async printed(text: string | RegExp, timeoutMs = 5000): Promise<void> {
+    const end = performance.now() + timeoutMs;
+    while (this.output.match(text) === null) {
+      if (this.process.exitCode !== null || performance.now() > end) {
+        throw new Error(`the guest did not print ${text}, but:\n${this.output.slice(-2000)}\n${this.errors}`);
+      }
+      await Bun.sleep(5);
+    }
+  }
+
+  /** The exit code, once all output is read. */
+  async exited(): Promise<number> {
+    const code = await this.process.exited;
+    await this.read;
+    return code;
+  }
+
+  async kill(): Promise<number> {
+    this.process.kill("SIGTERM");
+    return this.exited();
+  }
+}
+
+async function collect(stream: ReadableStream<Uint8Array>, onText: (text: string) => void): Promise<void> {
+  const decoder = new TextDecoder();
+  for await (const chunk of stream) onText(decoder.decode(chunk, { stream: true }));
+}
+
+/** A 64-bit ELF that does nothing, which the scripted CPU never looks at. */
+export function writeTinyKernel(path: string): void {
+  const elf = new Uint8Array(121);
+  const view = new DataView(elf.buffer);
+  elf.set([0x7f, 0x45, 0x4c, 0x46, 2, 1, 1]);
+  view.setUint16(16, 2, true); // ET_EXEC
+  view.setUint16(18, 62, true); // EM_X86_64
+  view.setUint32(20, 1, true);
+  view.setBigUint64(24, 0x10_0000n, true); // entry
+  view.setBigUint64(32, 64n, true); // program headers
+  view.setUint16(52, 64, true);
+  view.setUint16(54, 56, true);
+  view.setUint16(56, 1, true);
+  view.setUint32(64, 1, true); // PT_LOAD
+  view.setUint32(68, 5, true);
+  view.setBigUint64(72, 120n, true); // offset
+  view.setBigUint64(80, 0x10_0000n, true);
+  view.setBigUint64(88, 0x10_0000n, true);
+  view.setBigUint64(96, 1n, true);
+  view.setBigUint64(104, 1n, true);
+  elf[120] = 0xf4;
+  writeFileSync(path, elf);
+}

@@ -1,0 +1,51 @@
+/** A whole microVM, with all its threads, whose kernel is a test guest entered by the 64-bit Linux protocol. */
+
+import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { makeElf } from "../../src/boot/test-images.ts";
+import { buildMicrovm } from "../../src/vmm/builder.ts";
+import type { Microvm } from "../../src/vmm/microvm.ts";
+import { GuestCode } from "./guest-code.ts";
+import { CODE } from "./machine.ts";
+
+export interface WholeMachineOptions {
+  readonly backend: string;
+  readonly vcpus?: number;
+  readonly memMib?: number;
+  readonly entropy?: boolean;
+  readonly bootArgs?: string;
+}
+
+/** Builds the machine and starts its guest. What it prints on the serial port is in `consoleTail` at its end. */
+export async function startGuest(
+  options: WholeMachineOptions,
+  code: (guest: GuestCode) => void,
+): Promise<Microvm> {
+  const guest = new GuestCode();
+  code(guest);
+  const dir = mkdtempSync(join(tmpdir(), "sparkler-guest-"));
+  const path = join(dir, "kernel");
+  writeFileSync(path, makeElf(CODE, [{ gpa: CODE, data: guest.assemble(CODE), align: 1 }]));
+  const fd = openSync(path, "r");
+  try {
+    return await buildMicrovm(
+      {
+        vcpus: options.vcpus ?? 1,
+        memMib: options.memMib ?? 16,
+        kernel: { fd, path },
+        initrd: [],
+        bootArgs: options.bootArgs,
+        drives: [],
+        entropy: options.entropy ?? false,
+        serial: { keepTail: true },
+        bootTimer: false,
+        log: { id: "test", fd: 2, level: "Error", showLevel: false, showOrigin: false },
+      },
+      { backend: options.backend },
+    );
+  } finally {
+    closeSync(fd);
+    rmSync(dir, { recursive: true });
+  }
+}
