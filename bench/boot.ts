@@ -30,6 +30,7 @@ interface BootFigures {
   peak: number;
   guestRam: number;
   monitor: number;
+  monitorPrivate: number;
   hung: number;
 }
 
@@ -111,6 +112,7 @@ console.log(
     row("peak memory", "peak", mebibytes),
     row(`guest pages touched (of ${MEM_MIB} MiB)`, "guestRam", mebibytes),
     row("memory besides them", "monitor", mebibytes),
+    row("of it without pages of files", "monitorPrivate", mebibytes),
   ]),
 );
 for (const engine of compared) {

@@ -31,10 +31,10 @@ test("processor time from /proc/PID/stat, whatever the program is called", () =>
 });
 
 test("guest RAM apart from the rest", () => {
-  const mapping = (range: string, size: number, rss: number) =>
-    `${range} 00000000 00:00 0 \nSize:           ${size} kB\nKernelPageSize: 4 kB\nRss:            ${rss} kB\nPss: 1 kB\n`;
+  const mapping = (range: string, size: number, rss: number, anonymous = rss) =>
+    `${range} 00000000 00:00 0 \nSize:           ${size} kB\nKernelPageSize: 4 kB\nRss:            ${rss} kB\nPss: 1 kB\nAnonymous:      ${anonymous} kB\n`;
   const smaps = [
-    mapping("00400000-00500000 r-xp", 1024, 700),
+    mapping("00400000-00500000 r-xp", 1024, 700, 40),
     mapping("10000000-90000000 rw-p", 2_097_152, 50),
     mapping("a0000000-b0000000 rw-p", 262_144, 90_000),
     mapping("b0000000-c0100000 rwxp", 263_168, 100_000),
@@ -43,5 +43,6 @@ test("guest RAM apart from the rest", () => {
     peak: 200_000,
     guestRam: 90_000,
     monitor: 100_750,
+    monitorPrivate: 100_090,
   });
 });

@@ -39,6 +39,8 @@ export interface MemoryUse {
   /** Resident now, KiB: pages of the guest's RAM, and everything else. */
   guestRam: number;
   monitor: number;
+  /** What of `monitor` is the process's alone: not pages of files, which processes share. */
+  monitorPrivate: number;
 }
 
 /**
@@ -46,22 +48,29 @@ export interface MemoryUse {
  * resident pages, if it is writable and not executable.
  */
 export function memoryUse(status: string, smaps: string, ramKib: number): MemoryUse {
-  let guestRam = 0;
-  let total = 0;
+  let guest = { rss: 0, anonymous: 0 };
+  const total = { rss: 0, anonymous: 0 };
   for (const mapping of smaps.split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m)) {
     const size = kib(mapping, "Size");
-    const rss = kib(mapping, "Rss");
-    total += rss;
-    if (size >= ramKib && size < 2 * ramKib && /^\S+ rw-/.test(mapping)) guestRam = Math.max(guestRam, rss);
+    const resident = { rss: kib(mapping, "Rss"), anonymous: kib(mapping, "Anonymous") };
+    total.rss += resident.rss;
+    total.anonymous += resident.anonymous;
+    const mayBeRam = size >= ramKib && size < 2 * ramKib && /^\S+ rw-/.test(mapping);
+    if (mayBeRam && resident.rss > guest.rss) guest = resident;
   }
-  return { peak: kib(status, "VmHWM"), guestRam, monitor: total - guestRam };
+  return {
+    peak: kib(status, "VmHWM"),
+    guestRam: guest.rss,
+    monitor: total.rss - guest.rss,
+    monitorPrivate: total.anonymous - guest.anonymous,
+  };
 }
 
 function kib(text: string, name: string): number {
   return Number(new RegExp(`^${name}:\\s*(\\d+) kB`, "m").exec(text)?.[1] ?? 0);
 }
 
-/** Nanoseconds to a figure in seconds or milliseconds. */
+/** Milliseconds as text, in seconds where that reads better. */
 export function duration(ms: number): string {
   return ms >= 1000 ? `${(ms / 1000).toFixed(2)} s` : `${ms.toFixed(ms < 10 ? 1 : 0)} ms`;
 }

@@ -1,5 +1,10 @@
 /** Requests that are refused. The message is what the client reads. */
 
+import { BootError } from "../boot/boot-error.ts";
+import { LogTargetError } from "../observe/log-target.ts";
+import { SystemError } from "../platform/errno.ts";
+import { ConfigError } from "../vmm/config-error.ts";
+
 export class ApiError extends Error {
   constructor(
     message: string,
@@ -22,4 +27,10 @@ export function notSupported(what: string): ApiError {
 export function wrongMoment(when: "pre" | "post"): ApiError {
   const order = when === "pre" ? "after" : "before";
   return new ApiError(`The requested operation is not supported ${order} starting the microVM.`);
+}
+
+/** True for errors that are the client's to mend; others are faults of the monitor. RangeError: a path with a NUL. */
+export function isRefusal(error: unknown): error is Error {
+  const kinds = [ConfigError, BootError, SystemError, LogTargetError, RangeError];
+  return kinds.some((kind) => error instanceof kind);
 }

@@ -1,12 +1,8 @@
 /** From an HTTP request to its answer: finds the route, checks, does it, and words what went wrong. */
 
 import { isUtf8 } from "node:buffer";
-import { BootError } from "../boot/boot-error.ts";
-import { LogTargetError } from "../observe/log-target.ts";
-import { SystemError } from "../platform/errno.ts";
-import { ConfigError } from "../vmm/config-error.ts";
 import { parseJson } from "../vmm/schema/validate.ts";
-import { ApiError, badBody, notSupported, wrongMoment } from "./errors.ts";
+import { ApiError, badBody, isRefusal, notSupported, wrongMoment } from "./errors.ts";
 import type { HttpRequest } from "./http/request.ts";
 import { fault, type HttpResponse } from "./http/response.ts";
 import type { Api, Method, Route } from "./route.ts";
@@ -88,14 +84,9 @@ export class Router {
   private failed(error: unknown, route: Route | undefined): HttpResponse {
     if (error instanceof ApiError) return fault(error.status, error.message);
     const message = error instanceof Error ? error.message : String(error);
-    const expected =
-      error instanceof ConfigError ||
-      error instanceof BootError ||
-      error instanceof SystemError ||
-      error instanceof LogTargetError ||
-      // A path with a NUL byte.
-      error instanceof RangeError;
-    if (expected) return fault(400, route?.failure === undefined ? message : `${route.failure}: ${message}`);
+    if (isRefusal(error)) {
+      return fault(400, route?.failure === undefined ? message : `${route.failure}: ${message}`);
+    }
     const stack = error instanceof Error ? error.stack : undefined;
     this.api.instance.options.log.logger.error(
       `A request failed by a fault of the monitor: ${stack ?? message}`,

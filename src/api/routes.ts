@@ -4,7 +4,7 @@ import { MmdsError } from "../mmds/store.ts";
 import { loggerSettings } from "../vmm/config.ts";
 import { ConfigError } from "../vmm/config-error.ts";
 import * as resources from "../vmm/schema/resources.ts";
-import { ApiError, wrongMoment } from "./errors.ts";
+import { ApiError, isRefusal, wrongMoment } from "./errors.ts";
 import { type Api, type Route, route } from "./route.ts";
 import * as schemas from "./schemas.ts";
 
@@ -486,7 +486,8 @@ async function act(
     try {
       await instance.start();
     } catch (error) {
-      throw new ApiError(`Start microvm error: ${error instanceof Error ? error.message : String(error)}`);
+      if (!isRefusal(error)) throw error;
+      throw new ApiError(`Start microvm error: ${error.message}`);
     }
     return;
   }

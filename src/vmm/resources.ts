@@ -50,15 +50,15 @@ interface BootFiles {
 }
 
 export class Resources {
-  /** `backend`: see `loadBackend`; it limits vCPUs and memory. */
-  constructor(private readonly backend: string = "soft") {}
-
   private boot: BootSource | undefined;
   private bootFiles: BootFiles | undefined;
   private drives: Drive[] = [];
   private machineConfig: MachineConfig = DEFAULT_MACHINE;
   private entropy: Entropy | undefined;
   private serial: Serial | undefined;
+
+  /** `backend`: see `loadBackend`; it limits vCPUs and memory. */
+  constructor(private readonly backend: string = "soft") {}
 
   /** Takes over a whole configuration file. Throws {@link ConfigError} in Firecracker's words where it has some. */
   apply(config: VmmConfig): void {

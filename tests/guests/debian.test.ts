@@ -70,9 +70,10 @@ describe.skipIf(reason !== undefined)("Debian", () => {
     host(["e2fsck", "-fn", image]);
 
     const root = join(cached, "root");
-    for (const old of ["opt/programs", "out"]) rmSync(join(root, old), { recursive: true, force: true });
+    // Another test run may be using the same root.
+    const out = `out-${process.pid}`;
     cpSync(PROGRAMS, join(root, "opt/programs"), { recursive: true });
-    const tour = ["env", BASE_CPU, "chroot", root, "sh", "/opt/programs/tour.sh", "/out"];
+    const tour = ["env", BASE_CPU, "chroot", root, "sh", "/opt/programs/tour.sh", `/${out}`];
     if (process.getuid?.() === 0) {
       host(["cp", "-a", "/dev/null", "/dev/zero", "/dev/urandom", join(root, "dev")]);
       host(tour);
@@ -80,8 +81,8 @@ describe.skipIf(reason !== undefined)("Debian", () => {
       const mounted = `mount --rbind /dev ${join(root, "dev")} && exec "$@"`;
       host(["unshare", "--map-root-user", "--mount", "sh", "-c", mounted, "sh", ...tour]);
     }
-    for (const name of readdirSync(join(root, "out")))
-      results.set(name, readFileSync(join(root, "out", name)));
+    for (const name of readdirSync(join(root, out))) results.set(name, readFileSync(join(root, out, name)));
+    rmSync(join(root, out), { recursive: true });
   }, 400_000);
 
   test(

@@ -41,11 +41,12 @@ export interface Result {
 const timings: string[] = [];
 
 /** Those of a test file that did not wait for their end. */
-const running = new Set<Child>();
+const running = new Set<Started>();
 
 /** Prints what the runs of a test file took, and ends those that a failed test left. For `afterAll`. */
 export function finishRuns(): void {
-  for (const child of running) child.kill("SIGKILL");
+  for (const started of running) started.abandon();
+  running.clear();
   process.stderr.write(timings.splice(0).join(""));
 }
 
@@ -79,7 +80,7 @@ export class Started {
       stderr: "pipe",
       env: { ...process.env, TMPDIR: this.temporary.path, [MARK]: this.mark, ...env },
     });
-    running.add(this.child);
+    running.add(this);
     this.chunks = this.child.stdout[Symbol.asyncIterator]();
     this.stderr = new Response(this.child.stderr).bytes();
     this.timer = setTimeout(() => this.child.kill("SIGKILL"), limit);
@@ -126,11 +127,18 @@ export class Started {
     }
   }
 
+  /** Ends the monitor without asking what came of it. */
+  abandon(): void {
+    clearTimeout(this.timer);
+    this.child.kill("SIGKILL");
+    this.temporary.remove();
+  }
+
   /** Waits for the end. The result's stdout is the whole of it. */
   async result(): Promise<Result> {
     const [out, err] = await Promise.all([this.rest(), this.stderr, this.child.exited]);
     clearTimeout(this.timer);
-    running.delete(this.child);
+    running.delete(this);
     const ms = performance.now() - this.began;
     const what = this.argv.join(" ").replaceAll("\n", " ").slice(0, 100);
     timings.push(`${(ms / 1000).toFixed(2).padStart(7)} s  sparkler ${what}\n`);

@@ -52,7 +52,7 @@ export class HttpServer {
   constructor(private readonly options: HttpServerOptions) {
     const { path } = options;
     // Between bind and listen the socket would be there and refuse: it gets its name when it answers.
-    const hidden = join(dirname(path), `.${process.pid}`);
+    const hidden = join(dirname(path), `.${crypto.randomUUID().slice(0, 8)}`);
     try {
       if (existsSync(path)) throw new Error(`${path} exists`);
       if (Buffer.byteLength(path) > MAX_SOCKET_PATH) throw new Error(`${path} is too long for a socket`);

@@ -9,7 +9,7 @@
  */
 import { DECODED, Decoder, TOO_LONG, TRUNCATED } from "./decoder.ts";
 import type { Interpreter } from "./interpreter.ts";
-import { HOT, type Jit } from "./jit/jit.ts";
+import type { Jit } from "./jit/jit.ts";
 import {
   BLOCK_ENTRIES,
   BLOCK_PROBES,
@@ -65,7 +65,7 @@ export class Blocks {
   /** Compiles the block whose counting record is `record`. */
   compile(record: number, physicalPage: number): void {
     const mode = this.state.get(MODE);
-    this.jit!.compile(record, (offset) => this.find(physicalPage + offset, mode));
+    this.jit!.request(record, (offset) => this.find(physicalPage + offset, mode));
   }
 
   /** Record of the block at the state's RIP, decoding it if need be; 0 after a fault. */
@@ -259,7 +259,7 @@ export class Blocks {
     this.clear(r);
     this.state.set(r + RECORD.slot, this.interpreter.pseudo.count);
     this.state.view.setUint16(r + RECORD.offset, offset, true);
-    this.state.set(r + RECORD.countdown, HOT);
+    this.state.set(r + RECORD.countdown, this.jit!.hot);
   }
 
   private emitFallthrough(offset: number, count: number): void {

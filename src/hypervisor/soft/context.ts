@@ -19,6 +19,8 @@ import {
   RECORD,
   RECORD_BYTES,
   REG,
+  RETURN_DEPTH,
+  RETURN_STACK,
   RIP,
   RSP,
   SS,
@@ -665,6 +667,35 @@ export class Context {
     this.f.unreachable();
   }
 
+  /** Ends the block by returning to `rip`: from the WebAssembly call of a compiled caller if it waits there. */
+  returnTo(rip: Expr): void {
+    const { f } = this;
+    this.charge();
+    const target = f.let(this.variant.mode64 ? rip : i64.and(rip, c64(0xffff_ffffn)));
+    const depth = f.let(i32.load(zeroAddress, RETURN_DEPTH));
+    const top = i32.add(i32.shl(depth, c32(3)), c32(RETURN_STACK - 8));
+    f.if(
+      i32.and(
+        i32.and(i32.ne(depth, c32(0)), i64.eq(i64.load(top), target)),
+        i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.load(zeroAddress, ATTENTION)), c32(0)),
+      ),
+      () => {
+        f.store(4, zeroAddress, RETURN_DEPTH, i32.sub(depth, c32(1)));
+        f.return(c32(EXIT.returned));
+      },
+    );
+    f.returnCall(this.core.dispatch, target);
+    f.unreachable();
+  }
+
+  /** Ends the block with a call whose return address has been pushed: to the direct target, or to `rip`. */
+  callDirect(): void {
+    this.jumpDirect(c32(1));
+  }
+  callTo(rip: Expr): void {
+    this.jumpTo(rip);
+  }
+
   /** Ends the block at the record's direct target (`taken` 1) or at the next instruction (0). */
   jumpDirect(taken: Expr): void {
     const { f } = this;
@@ -678,7 +709,7 @@ export class Context {
     f.if(
       i32.and(
         i32.ne(link, c32(0)),
-        i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.atomic_load(zeroAddress, ATTENTION)), c32(0)),
+        i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.load(zeroAddress, ATTENTION)), c32(0)),
       ),
       () => f.returnCallIndirect(this.core.handlerType, i32.load(link), link),
     );

@@ -71,7 +71,7 @@ export function blockHash(address: Expr): Expr {
 }
 
 const running = (): Expr =>
-  i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.atomic_load(zeroAddress, ATTENTION)), c32(0));
+  i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.load(zeroAddress, ATTENTION)), c32(0));
 
 function runRecord(f: Func, core: Core, record: Expr): void {
   f.returnCallIndirect(core.handlerType, i32.load(record), record);

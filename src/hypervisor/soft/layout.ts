@@ -80,6 +80,9 @@ export const FAULT_CR2 = 360;
 /** i64: linear address of the memory operand, left for a helper. */
 export const LINEAR = 368;
 
+/** i32: calls of compiled code that wait for their return on the WebAssembly stack; see RETURN_STACK. */
+export const RETURN_DEPTH = 376;
+
 /** 16 bytes, 64 aligned: where slow memory accesses leave or take their data. */
 export const BOUNCE = 448;
 
@@ -136,6 +139,13 @@ export const STALE = 3336;
 export const PAUSE = 3340;
 export const PAUSE_ASKED = 1;
 export const PAUSE_TAKEN = 2;
+
+/**
+ * Where the calls counted by RETURN_DEPTH expect to be returned to, i64 each. Compiled code makes a guest's
+ * call a WebAssembly call; a RET whose target is the top entry returns from it (EXIT.returned).
+ */
+export const RETURN_STACK = 0x1000;
+export const RETURN_LIMIT = 96;
 
 /** Data TLBs: entry = { i64 tag, i32 addend, i32 }; write entries TLB_BYTES above the read entries. */
 export const TLB_ENTRIES = 2048;
@@ -209,6 +219,8 @@ export const MODE_FPU_OFF = 8;
 
 /** Why the interpreter returned to the run loop. */
 export const EXIT = {
+  /** A RET has come back to the compiled call on top of the return stack. Never seen by the run loop. */
+  returned: 0,
   /** Budget used up or ATTENTION: RIP says where to go on. */
   attention: 1,
   /** No decoded block at RIP. */

@@ -41,6 +41,7 @@ import {
   RBX,
   RECORD,
   REG,
+  RETURN_DEPTH,
   RIP,
   RSI,
   RSP,
@@ -76,8 +77,8 @@ export interface SoftVcpuOptions {
   onPaused?(): void;
   /** The compiled interpreter, if the caller has kept one; it is built anew otherwise. */
   interpreter?: WebAssembly.Module;
-  /** False: everything is interpreted. */
-  jit?: boolean;
+  /** False: everything is interpreted. A number: executions of a block before it is compiled. */
+  jit?: boolean | number;
   /** Called now and then between slices, when helpers have left some 16 MiB of garbage. */
   collectGarbage?(): void;
 }
@@ -132,7 +133,7 @@ export class SoftVcpu {
       slow: (low, high, descriptor) => mmu.slow(low, high, descriptor),
       commit: (low, high, size) => mmu.commit(low, high, size),
     });
-    this.jit = options.jit === false ? undefined : new Jit(state, this.interpreter);
+    this.jit = options.jit === false ? undefined : new Jit(state, this.interpreter, typeof options.jit === "number" ? options.jit : undefined);
     const blocks = new Blocks(
       state,
       mmu,
@@ -258,6 +259,7 @@ export class SoftVcpu {
     const trap = (state.get(MODE) & MODE_TF) !== 0;
     if (trap) Atomics.store(state.i32, ATTENTION >> 2, -1);
     const start = performance.now();
+    state.set(RETURN_DEPTH, 0);
     const code = this.interpreter.enter(record);
     const done = slice - state.get(BUDGET);
     this.retired += done;
@@ -266,6 +268,7 @@ export class SoftVcpu {
       this.speed += (rate - this.speed) / 4;
     }
     this.exits.set(code, (this.exits.get(code) ?? 0) + 1);
+    this.jit?.tick();
     if (++this.exitsSinceCollection === EXITS_PER_COLLECTION) {
       this.exitsSinceCollection = 0;
       this.options.collectGarbage?.();
@@ -444,6 +447,7 @@ export class SoftVcpu {
     state.set(REG.vbase, low & ~0xfff);
     state.set(REG.vbase + 4, high);
     state.set(BUDGET, 1);
+    state.set(RETURN_DEPTH, 0);
     const code = this.interpreter.enter(record);
     this.retired++;
     updateMode(this.cpu);

@@ -5,7 +5,7 @@
 import { COMPILED, Context, type Operand, ops, type Size, type Variant, zeroAddress, zext, zext64 } from "../context.ts";
 import { type Core, FLAG_OP } from "../core.ts";
 import { HELPER } from "../helpers.ts";
-import { BUDGET, FLAG_A, FLAG_C, FLAG_S, FLAG_Z, RECORD, REG, TLB_CURRENT } from "../layout.ts";
+import { BUDGET, FLAG_A, FLAG_C, FLAG_S, FLAG_Z, RECORD, REG, RETURN_DEPTH, RETURN_LIMIT, RETURN_STACK, TLB_CURRENT } from "../layout.ts";
 import type { State } from "../state.ts";
 import type { Insn } from "../table/index.ts";
 import { ByteWriter, I32, I64 } from "../wasm/encoding.ts";
@@ -95,23 +95,41 @@ export class RegionState {
     }
   }
 
-  /** Writes registers and flags (dynamic) back to the CPU state. */
-  writeBack(): void {
+  /** Writes the registers and the budget back to the CPU state. */
+  writeRegisters(): void {
     const { f } = this;
-    f.later(() => this.registerCode((out) => {
-      for (let n = 0; n < 16; n++) if (this.written[n]) out.store(8, zeroAddress, REG.gpr + 8 * n, this.gpr[n]!);
-    }));
-    f.if(
-      this.flagKind,
-      () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB, this.flagR),
-      () => {
-        f.store(8, zeroAddress, FLAG_Z, this.z);
-        f.store(8, zeroAddress, FLAG_S, this.s);
-        f.store(8, zeroAddress, FLAG_C, this.c);
-        f.store(4, zeroAddress, FLAG_A, this.a);
-      },
+    f.later(() =>
+      this.registerCode((out) => {
+        for (let n = 0; n < 16; n++) if (this.written[n]) out.store(8, zeroAddress, REG.gpr + 8 * n, this.gpr[n]!);
+      }),
     );
     f.store(4, zeroAddress, BUDGET, this.budget);
+  }
+
+  /** Writes the flags back, wherever they are. */
+  writeFlags(): void {
+    const { f, flags } = this;
+    if (flags.kind === "pending") {
+      const c = new Context(this.core, f, zeroAddress, PLAIN, []);
+      if (flags.op === FLAG_OP.add) c.flagsAdd(flags.a, flags.b, flags.r, flags.size);
+      else if (flags.op === FLAG_OP.sub) c.flagsSub(flags.a, flags.b, flags.r, flags.size);
+      else c.flagsLogic(flags.r, flags.size);
+      return;
+    }
+    const store = () => {
+      f.store(8, zeroAddress, FLAG_Z, this.z);
+      f.store(8, zeroAddress, FLAG_S, this.s);
+      f.store(8, zeroAddress, FLAG_C, this.c);
+      f.store(4, zeroAddress, FLAG_A, this.a);
+    };
+    if (flags.kind === "locals") store();
+    else {
+      f.if(
+        this.flagKind,
+        () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB, this.flagR),
+        store,
+      );
+    }
   }
 
   /** Reads registers and flags again after code that works on the CPU state. */
@@ -153,6 +171,8 @@ export class RegionState {
     this.f.prologue.append(out.code.view());
   }
 }
+
+const PLAIN: Variant = { size: 4, mem: false, lock: false, rep: 0, mode64: true, addr32: false };
 
 const widen = (value: Expr): Expr => (value.type === I64 ? value : i64.extend_u(value));
 
@@ -377,10 +397,9 @@ export class JitContext extends Context {
       f.if(code, () => this.leave(code));
       return;
     }
-    region.setDynamic();
-    region.flags = { kind: "dynamic" };
     if (this.mem) this.linearAddress();
-    region.writeBack();
+    region.writeFlags();
+    region.writeRegisters();
     const code = f.let(this.callHelper(id));
     f.if(code, () => this.stop(code));
     region.reload();
@@ -393,9 +412,8 @@ export class JitContext extends Context {
     const { region } = this;
     if (this.mem) this.linearAddress();
     this.charge();
-    region.setDynamic();
-    region.flags = { kind: "dynamic" };
-    region.writeBack();
+    region.writeFlags();
+    region.writeRegisters();
     this.stop(this.f.let(this.callHelper(id)));
   }
 
@@ -408,7 +426,12 @@ export class JitContext extends Context {
     this.exitTo(this.rip());
   }
 
+  private charged = false;
+
   override charge(): void {
+    // A return is charged before the budget is written back, and its shared part would charge again.
+    if (this.charged) return;
+    this.charged = true;
     const { budget } = this.region;
     this.f.set(budget, i32.sub(budget, this.recordByte(RECORD.count)));
   }
@@ -416,12 +439,64 @@ export class JitContext extends Context {
   /** Leaves the region for a RIP. */
   exitTo(rip: Expr): void {
     const { f, region } = this;
-    const saved = region.flags;
     f.set(region.target, rip);
-    region.setDynamic();
+    region.writeFlags();
     f.br(region.leave);
-    region.flags = saved;
   }
+
+  /** A RET: goes back to the compiled caller that waits for it, or to wherever it leads. */
+  override returnTo(rip: Expr): void {
+    const { region } = this;
+    this.charge();
+    region.writeFlags();
+    region.writeRegisters();
+    super.returnTo(rip);
+  }
+
+  override callDirect(): void {
+    const offset = this.state.get(this.record + RECORD.imm);
+    const target = i64.add(this.region.vbase, c64(offset));
+    const rip = this.variant.mode64 ? target : i64.and(target, c64(0xffff_ffffn));
+    this.callTo(rip, offset >= 0 && offset < 4096 ? (this.blockAt?.(offset) ?? 0) : 0);
+  }
+
+  /**
+   * A call becomes a WebAssembly call if the block it returns to is in the region. `record`: the block it
+   * leads to if that is known for as long as this code lives, which it is within a page.
+   */
+  override callTo(rip: Expr, record = 0): void {
+    const { f, region } = this;
+    if (!this.returns) {
+      this.jumpTo(rip);
+      return;
+    }
+    this.charge();
+    const target = f.let(rip);
+    region.writeFlags();
+    region.writeRegisters();
+    const depth = f.let(i32.load(zeroAddress, RETURN_DEPTH));
+    f.if(i32.ge_u(depth, c32(RETURN_LIMIT)), () => f.returnCall(this.core.dispatch, target));
+    const back = f.let(this.nextRip());
+    f.store(8, i32.shl(depth, c32(3)), RETURN_STACK, back);
+    f.store(4, zeroAddress, RETURN_DEPTH, i32.add(depth, c32(1)));
+    const code = record
+      ? f.callIndirect(this.core.handlerType, I32, i32.load(c32(record)), c32(record))
+      : f.call(this.core.dispatch, target);
+    f.if(code, () => f.return(code));
+    f.store(8, zeroAddress, REG.vbase, region.vbase);
+    region.reload();
+    f.set(region.budget, i32.load(zeroAddress, BUDGET));
+    region.flags = { kind: "locals" };
+    // The callee may have written over the code of this very region.
+    f.if(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(back));
+    this.returns();
+  }
+
+  /** Set by the emitter: the decoded block at a page offset, 0 if there is none. */
+  blockAt: ((offset: number) => number) | undefined;
+
+  /** Set by the emitter when a call's return is in the region: goes on there. */
+  returns: (() => void) | undefined;
 
   override jumpTo(rip: Expr): void {
     this.charge();

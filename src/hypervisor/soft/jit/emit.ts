@@ -10,11 +10,18 @@ import type { State } from "../state.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import type { Func, Label } from "../wasm/func.ts";
 import { JitContext, RegionState } from "./context.ts";
-import { dominates, type Region, type RegionBlock } from "./region.ts";
+import { dominates, type FindBlock, type Region, type RegionBlock } from "./region.ts";
 
 /** `stale`: slot of the records of dropped blocks. */
-export function emitRegion(f: Func, core: Core, state: State, region: Region, stale: number): void {
-  new Emitter(f, core, state, region, stale).emit();
+export function emitRegion(
+  f: Func,
+  core: Core,
+  state: State,
+  region: Region,
+  stale: number,
+  find: FindBlock,
+): void {
+  new Emitter(f, core, state, region, stale, find).emit();
 }
 
 class Emitter {
@@ -28,6 +35,7 @@ class Emitter {
     private readonly state: State,
     private readonly region: Region,
     stale: number,
+    private readonly find: FindBlock,
   ) {
     this.shared = new RegionState(f, core, region.entry.start, stale);
   }
@@ -42,11 +50,13 @@ class Emitter {
         this.tree(this.region.entry);
         f.unreachable();
       });
-      shared.writeBack();
+      shared.writeRegisters();
       f.returnCall(shared.core.dispatch, shared.target);
       f.unreachable();
     });
-    shared.writeBack();
+    shared.flags = { kind: "dynamic" };
+    shared.writeFlags();
+    shared.writeRegisters();
     f.store(4, zeroAddress, CURRENT, shared.exitRecord);
     f.return(shared.exitCode);
     f.unreachable();
@@ -87,11 +97,16 @@ class Emitter {
   }
 
   private body(block: RegionBlock): void {
-    const { f, shared, state } = this;
+    const { f, shared, state, region } = this;
     for (const { record, insn, variant } of block.insns) {
       const mark = f.mark();
       const c = new JitContext(shared, state, record, insn, variant);
       c.branch = (taken) => this.branch(block, taken, c);
+      c.blockAt = this.find;
+      const next = block.fallthrough;
+      if (insn.mnemonic === "call" && next !== undefined && region.byOffset.has(next)) {
+        c.returns = () => this.go(block, next, next, c);
+      }
       insn.semantics(c);
       f.releaseSince(mark);
     }
@@ -146,7 +161,7 @@ class Emitter {
     shared.flags = { kind: "dynamic" };
     f.brIf(
       loop,
-      i32.ge_s(i32.or(shared.budget, i32.atomic_load(zeroAddress, ATTENTION)), c32(0)),
+      i32.ge_s(i32.or(shared.budget, i32.load(zeroAddress, ATTENTION)), c32(0)),
     );
     exit();
   }

@@ -6,10 +6,30 @@ import { I32 } from "../wasm/encoding.ts";
 import { emitRegion } from "./emit.ts";
 import { type FindBlock, findRegion } from "./region.ts";
 
-/** Executions of a block before it is compiled. */
-export const HOT = 1500;
+/**
+ * Executions of a block before it is compiled. A boot is fastest around this value: half as many regions
+ * compiled save no interpreted time worth their compilation, twice as many cost more than they save.
+ */
+export const HOT = 20_000;
+/**
+ * Regions compiled as one module. The engine compiles modules on threads that also optimise earlier code, so
+ * each one waits about a millisecond for its turn: together they wait once.
+ */
+const BATCH = 12;
+/** Exits to the run loop after which an incomplete batch is compiled. */
+const PATIENCE = 40;
+
+/** How many times HOT a block inside a compiled region must run before it gets a region of its own. */
+const POSTPONED = 8;
+
+interface Request {
+  readonly record: number;
+  readonly find: FindBlock;
+}
 
 export class Jit {
+  private requests: Request[] = [];
+  private waited = 0;
   /** Slots of compiled regions. */
   private readonly live = new Set<number>();
   /** Statistics. */
@@ -22,29 +42,65 @@ export class Jit {
   constructor(
     private readonly state: State,
     private readonly interpreter: Interpreter,
+    /** Executions of a block before it is compiled. Tests set 1. */
+    readonly hot = HOT,
   ) {}
 
-  /** Compiles the region around the block whose counting record is `record`, and puts it in its place. */
-  compile(record: number, find: FindBlock): void {
+  /** Asks for the region around the block whose counting record is `record`, which goes on uncounted. */
+  request(record: number, find: FindBlock): void {
+    this.state.set(record + RECORD.slot, this.interpreter.pseudo.skip);
+    this.requests.push({ record, find });
+    if (this.requests.length >= Math.min(BATCH, this.hot)) this.compile();
+  }
+
+  /** Called at every exit to the run loop: compiles what has waited long enough. */
+  tick(): void {
+    if (this.requests.length > 0 && ++this.waited >= PATIENCE) this.compile();
+  }
+
+  private compile(): void {
     const { state, interpreter } = this;
+    const { skip, stale } = interpreter.pseudo;
     const started = performance.now();
-    const region = findRegion(state, interpreter, record, find);
-    const slot = region ? interpreter.allocate() : undefined;
-    if (!region || slot === undefined) {
-      state.set(record + RECORD.slot, interpreter.pseudo.skip);
-      this.failed++;
-      return;
-    }
     const { m, core } = interpreter.extension();
-    const f = m.func("region", [I32], [I32]);
-    emitRegion(f, core, state, region, interpreter.pseudo.stale);
-    m.slot(f, slot);
-    interpreter.instantiate(m);
-    state.set(record + RECORD.slot, slot);
-    this.live.add(slot);
-    this.regions++;
-    this.instructions += region.blocks.reduce((n, b) => n + b.insns.length, 0);
+    const done: { record: number; slot: number }[] = [];
+    const covered = new Set<number>();
+    for (const { record, find } of this.requests) {
+      // Dropped, or its memory used for something else, since it was asked for.
+      if (state.get(record + RECORD.slot) !== skip || covered.has(record)) continue;
+      const region = findRegion(state, interpreter, record, find);
+      const slot = region ? interpreter.allocate() : undefined;
+      if (!region || slot === undefined) {
+        this.failed++;
+        continue;
+      }
+      const f = m.func("region", [I32], [I32]);
+      emitRegion(f, core, state, region, stale, find);
+      m.slot(f, slot);
+      done.push({ record, slot });
+      for (const block of region.blocks) if (block !== region.entry) covered.add(block.start);
+      this.instructions += region.blocks.reduce((n, b) => n + b.insns.length, 0);
+    }
+    this.requests = [];
+    this.waited = 0;
+    if (done.length > 0) interpreter.instantiate(m);
+    for (const { record, slot } of done) {
+      state.set(record + RECORD.slot, slot);
+      this.live.add(slot);
+    }
+    for (const record of covered) this.postpone(record);
+    this.regions += done.length;
     this.time += performance.now() - started;
+  }
+
+  /** A block inside a region is compiled as an entry of its own only if it is entered often from elsewhere. */
+  private postpone(record: number): void {
+    const { state, interpreter } = this;
+    const { count, skip } = interpreter.pseudo;
+    const slot = state.get(record + RECORD.slot);
+    if (slot !== count && slot !== skip) return;
+    state.set(record + RECORD.slot, count);
+    state.set(record + RECORD.countdown, this.hot * POSTPONED);
   }
 
   /** Frees the compiled code that a record of a dropped block stood for, if it did. */
@@ -52,9 +108,10 @@ export class Jit {
     if (this.live.delete(slot)) this.interpreter.release(slot);
   }
 
-  /** Frees everything. */
+  /** Frees everything and forgets what was asked for. */
   clear(): void {
     for (const slot of this.live) this.interpreter.release(slot);
     this.live.clear();
+    this.requests = [];
   }
 }

@@ -79,16 +79,17 @@ function readBlock(state: State, interpreter: Interpreter, start: number): Regio
   const next = offsetOf(record) + state.bytes[record + RECORD.length]!;
   const direct = plain || end === "direct";
   const inPage = (offset: number) => (offset >= 0 && offset < 4096 ? offset : undefined);
-  const conditional = !plain && end === "direct" && isConditional(insns[insns.length - 1]!.insn);
+  const lastInsn = insns[insns.length - 1]?.insn;
+  const conditional = !plain && end === "direct" && isConditional(lastInsn!);
   return {
     offset: offsetOf(start),
     start,
     insns,
     count: state.bytes[record + RECORD.count]!,
     last: record,
-    // A call's target is another function: it stays outside.
-    taken: direct && !isCall(insns[insns.length - 1]?.insn) ? inPage(imm) : undefined,
-    fallthrough: conditional ? inPage(next) : undefined,
+    // A call's target is another function: it stays outside. Its return comes back to the next instruction.
+    taken: direct && (plain || !isCall(lastInsn)) ? inPage(imm) : undefined,
+    fallthrough: conditional || (!plain && isCall(lastInsn)) ? inPage(next) : undefined,
     order: 0,
     dominator: undefined,
     dominated: [],

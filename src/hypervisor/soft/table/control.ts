@@ -31,7 +31,7 @@ const jcc =
 
 const call: Semantics = (c) => {
   c.push(narrow(c.nextRip(), c.size), c.size);
-  c.jumpDirect(c32(1));
+  c.callDirect();
 };
 const callIndirect: Semantics = (c) => {
   // A stack that cannot be written is found first.
@@ -40,13 +40,13 @@ const callIndirect: Semantics = (c) => {
     c.throughStack(() => c.translate(WRITE, top, 8));
   });
   c.push(narrow(c.nextRip(), c.size), c.size);
-  c.jumpTo(rip);
+  c.callTo(rip);
 };
 const ret: Semantics = (c) => {
   const rip = target(c, c.peek(c.size));
   const extra = c.operands.length ? i64.extend_u(c.recordWord(RECORD.imm)) : c64(0);
   c.drop(i64.add(c64(c.size), extra));
-  c.jumpTo(rip);
+  c.returnTo(rip);
 };
 
 const counter = (c: Context): Expr =>

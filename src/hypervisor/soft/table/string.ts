@@ -55,7 +55,7 @@ function repeat(c: Context, iteration: (leave: Label | undefined) => void): void
       c.f.brIf(leave, i64.eqz(pointer(c, RCX)));
       iteration(leave);
       c.f.brIf(leave, i64.eqz(pointer(c, RCX)));
-      c.f.if(i32.lt_s(i32.atomic_load(zeroAddress, ATTENTION), c32(0)), () => c.interrupted());
+      c.f.if(i32.lt_s(i32.load(zeroAddress, ATTENTION), c32(0)), () => c.interrupted());
       c.f.br(again);
     });
   });
@@ -80,7 +80,7 @@ function runLength(c: Context, size: Size, lin: Expr, other?: Expr): Expr {
 
 /** Whole runs go upwards, and only while nobody waits: the trap flag and interrupts come in after an element. */
 const forward = (delta: Expr): Expr =>
-  i32.and(i64.gt_s(delta, c64(0)), i32.ge_s(i32.atomic_load(zeroAddress, ATTENTION), c32(0)));
+  i32.and(i64.gt_s(delta, c64(0)), i32.ge_s(i32.load(zeroAddress, ATTENTION), c32(0)));
 
 const movs: Semantics = (c) => {
   const { f, size } = c;
