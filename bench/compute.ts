@@ -39,7 +39,7 @@ const COMPILED = [
 const COMPILER = "gcc";
 const FLAGS = ["-O2", "-static"];
 /** Text for gzip to compress, bytes. */
-const TEXT_BYTES = 3_000_000;
+const TEXT_BYTES = 6_000_000;
 const PYTHON = "/usr/bin/python3";
 /** A program that has said nothing after this time, ms, hangs. */
 const PROGRAM_LIMIT = 120_000;

@@ -58,7 +58,7 @@ uint64_t work(void) {
   for (int i = 0; i < 16; i++) key[i] = (unsigned char)(i * 17);
   make_sbox();
   expand_key(key, keys);
-  for (int round = 0; round < 120; round++) {
+  for (int round = 0; round < 400; round++) {
     for (unsigned at = 0; at < sizeof data; at += 16) {
       for (int i = 0; i < 16; i++) state[i] ^= data[at + i];
       encrypt(state, keys);

@@ -32,7 +32,7 @@ static double planets(void) {
     m[i] = i == 0 ? 40 : 0.01 * i;
     for (int k = 0; k < 3; k++) p[i][k] = i * (k + 1.5), v[i][k] = i == 0 ? 0 : 0.1 * (k - i);
   }
-  for (int step = 0; step < 30000; step++) {
+  for (int step = 0; step < 200000; step++) {
     for (int i = 0; i < BODIES; i++) {
       for (int j = i + 1; j < BODIES; j++) {
         double d[3], square = 0.01;

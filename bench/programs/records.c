@@ -51,7 +51,7 @@ static __attribute__((noinline)) void step(struct record *record) {
 uint64_t work(void) {
   uint64_t sum = 0;
   first = (struct record){&second, GREEN, 40, "RECORDS PROGRAM, SOME STRING"};
-  for (int run = 0; run < 1500000; run++) {
+  for (int run = 0; run < 4000000; run++) {
     char text[31] = "RECORDS PROGRAM, 2ND STRING";
     text[20] = (char)('A' + run % 26);
     first.next = &second;

@@ -8,7 +8,7 @@ static unsigned char composite[LIMIT + 1];
 
 uint64_t work(void) {
   uint64_t sum = 0;
-  for (int round = 0; round < 3; round++) {
+  for (int round = 0; round < 10; round++) {
     memset(composite, 0, sizeof composite);
     for (uint32_t i = 2; i * i <= LIMIT; i++) {
       if (composite[i]) continue;

@@ -22,7 +22,7 @@ static struct node *insert(struct node *list, const char *text) {
 
 uint64_t work(void) {
   uint64_t state = 42, sum = MIX_START;
-  for (int round = 0; round < 30; round++) {
+  for (int round = 0; round < 90; round++) {
     struct node *list = NULL;
     char line[8192] = "", word[24];
     for (int i = 0; i < 500; i++) {

@@ -1,4 +1,4 @@
-/** Waiting for many descriptors at once (epoll(7)), level-triggered. */
+/** Waiting for many descriptors at once (epoll(7)), level-triggered unless {@link EPOLLET} is asked for. */
 
 import { constants } from "node:os";
 import { check, lastErrno, SystemError } from "./errno.ts";
@@ -17,6 +17,8 @@ export const EPOLLIN = 1;
 export const EPOLLOUT = 4;
 export const EPOLLERR = 8;
 export const EPOLLHUP = 16;
+/** Edge-triggered: a call comes when something becomes ready, not as long as it is. */
+export const EPOLLET = 0x8000_0000;
 
 /** `events`: EPOLL bits. EPOLLERR and EPOLLHUP come without being asked for. */
 export type ReadyHandler = (events: number) => void;

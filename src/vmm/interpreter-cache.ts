@@ -4,7 +4,9 @@ import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSy
 import { join } from "node:path";
 import { defaultCacheDir } from "../image/cache.ts";
 
-const SOURCES = ["", "table", "wasm", "jit"].map((folder) => join(import.meta.dir, "../hypervisor/soft", folder));
+const SOURCES = ["", "table", "wasm", "jit"].map((folder) =>
+  join(import.meta.dir, "../hypervisor/soft", folder),
+);
 
 /** Changes whenever a source file of the software CPU does. */
 function sourceKey(): string {

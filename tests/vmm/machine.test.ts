@@ -249,8 +249,8 @@ describe("run", () => {
   test("a guest that dies first shows the end of its console, without control characters", async () => {
     const { stderr, code } = await finish(spawn("run", run("panic")));
     expect(stderr).toBe(
-      "sparkler: the guest restarted before the program ended.\nThe last lines of its console:\n" +
-        "  one\n  Kernel panic - not syncing: ?[31mout of coffee\n",
+      "sparkler: the guest's kernel panicked before the program ended: ?[31mout of coffee\n" +
+        "The last lines of its console:\n  one\n  Kernel panic - not syncing: ?[31mout of coffee\n",
     );
     expect(code).toBe(1);
   });

@@ -86,4 +86,23 @@ export class DescriptorChain {
   }
 }
 
+/** Views of up to `length` bytes of `buffers`, starting `offset` bytes into them. They alias guest RAM. */
+export function bufferViews(buffers: readonly GuestBuffer[], offset: number, length: number): Uint8Array[] {
+  const views: Uint8Array[] = [];
+  let skip = offset;
+  let left = length;
+  for (const buffer of buffers) {
+    if (left <= 0) break;
+    if (skip >= buffer.length) {
+      skip -= buffer.length;
+      continue;
+    }
+    const count = Math.min(buffer.length - skip, left);
+    views.push(count === buffer.length ? buffer.bytes : buffer.bytes.subarray(skip, skip + count));
+    left -= count;
+    skip = 0;
+  }
+  return views;
+}
+
 function nothing(): void {}

@@ -7,17 +7,26 @@ import type { GuestMemory } from "../../memory/guest-memory.ts";
 import type { DescriptorChain } from "./chain.ts";
 
 /** Device types (virtio 1.2, 5). */
+export const VIRTIO_ID_NET = 1;
 export const VIRTIO_ID_BLOCK = 2;
 export const VIRTIO_ID_CONSOLE = 3;
 export const VIRTIO_ID_ENTROPY = 4;
+export const VIRTIO_ID_VSOCK = 19;
 
 /** Device-independent feature bits (virtio 1.2, 6). */
 export const VIRTIO_F_INDIRECT_DESC = 1n << 28n;
 export const VIRTIO_F_EVENT_IDX = 1n << 29n;
 export const VIRTIO_F_VERSION_1 = 1n << 32n;
+/** The device uses buffers in the order in which they were made available. */
+export const VIRTIO_F_IN_ORDER = 1n << 35n;
 
 /** What a request handler returns to leave the chain with the guest: it is offered again by the next `serve`. */
 export const STOP = "stop";
+
+/** What a request handler returns to keep the chain, which it gives back later with {@link DeviceQueue.complete}. */
+export const HOLD = "hold";
+
+export type HandlerResult = number | typeof STOP | typeof HOLD;
 
 /**
  * How a pass over a queue ended. `empty`: all chains served. `stopped`: the handler said {@link STOP}. `more`: the
@@ -32,11 +41,20 @@ export interface DeviceQueue {
   readonly ready: boolean;
   /**
    * The one queue loop: offers each available chain to `handler`, which returns the number of bytes it wrote to
-   * the chain's writable buffers (counted from their start) or {@link STOP}. Interrupts the driver as needed.
+   * the chain's writable buffers (counted from their start), {@link STOP} or {@link HOLD}. Interrupts the driver as
+   * needed.
    * Never throws: what the handler throws fails the queue. A call from within `handler` of the same queue
    * returns "more" and makes the running pass go round again.
    */
-  serve(handler: (chain: DescriptorChain) => number | typeof STOP): Served;
+  serve(handler: (chain: DescriptorChain) => HandlerResult): Served;
+  /**
+   * Gives back a chain that a handler kept with {@link HOLD}, in any order, `written` as a handler returns it. The
+   * driver sees it after {@link flush} or the next `serve`. Dropped if the queue has been reset or has failed. Never
+   * throws.
+   */
+  complete(chain: DescriptorChain, written: number): void;
+  /** Shows completed chains to the driver and interrupts it if it wants that. */
+  flush(): void;
 }
 
 /** What a device gets when the driver has set DRIVER_OK; valid until {@link VirtioDevice.reset}. */

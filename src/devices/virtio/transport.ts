@@ -7,13 +7,15 @@ import type { GuestMemory } from "../../memory/guest-memory.ts";
 import type { DescriptorChain } from "./chain.ts";
 import {
   type DeviceQueue,
+  type HandlerResult,
+  HOLD,
   type Served,
   STOP,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
   type VirtioDevice,
 } from "./device.ts";
-import { Queue, type QueueFeatures, type QueueSetup } from "./queue.ts";
+import { Queue, QueueError, type QueueFeatures, type QueueSetup } from "./queue.ts";
 
 /** What a transport can signal to the driver. */
 export interface TransportSignals {
@@ -48,6 +50,8 @@ class QueueRunner implements DeviceQueue {
   private serving = false;
   private again = false;
   private out = false;
+  /** Chains that the device keeps. */
+  private held = 0;
 
   constructor(
     readonly index: number,
@@ -68,7 +72,7 @@ class QueueRunner implements DeviceQueue {
     this.out = true;
   }
 
-  serve(handler: (chain: DescriptorChain) => number | typeof STOP): Served {
+  serve(handler: (chain: DescriptorChain) => HandlerResult): Served {
     const queue = this.queue;
     if (queue === undefined) return "empty";
     if (this.out) return "failed";
@@ -80,8 +84,7 @@ class QueueRunner implements DeviceQueue {
     try {
       return this.pass(queue, handler);
     } catch (error) {
-      this.stop();
-      this.owner.fail(`queue ${this.index}: ${error instanceof Error ? error.message : String(error)}`);
+      this.broken(error);
       return "failed";
     } finally {
       this.serving = false;
@@ -89,7 +92,31 @@ class QueueRunner implements DeviceQueue {
     }
   }
 
-  private pass(queue: Queue, handler: (chain: DescriptorChain) => number | typeof STOP): Served {
+  complete(chain: DescriptorChain, written: number): void {
+    if (this.queue === undefined || this.out) return;
+    try {
+      this.held--;
+      this.queue.complete(chain, written);
+    } catch (error) {
+      this.broken(error);
+    }
+  }
+
+  flush(): void {
+    if (this.queue === undefined || this.out) return;
+    try {
+      this.publish(this.queue);
+    } catch (error) {
+      this.broken(error);
+    }
+  }
+
+  private broken(error: unknown): void {
+    this.stop();
+    this.owner.fail(`queue ${this.index}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+
+  private pass(queue: Queue, handler: (chain: DescriptorChain) => HandlerResult): Served {
     const requeue = this.owner.events.requeue;
     let budget = queue.size;
     for (;;) {
@@ -101,28 +128,37 @@ class QueueRunner implements DeviceQueue {
         if (this.out) return "failed";
         if (written === STOP) {
           queue.undoPop();
-          this.flush(queue);
+          this.publish(queue);
           if (!this.again) return "stopped";
           this.again = false;
           continue;
         }
-        queue.complete(chain, written);
+        if (written === HOLD) {
+          // The driver can make the same descriptors available again without end; the device must not keep them all.
+          if (++this.held > queue.size) {
+            throw new QueueError(
+              `more chains made available than the ${queue.size} descriptors of the queue`,
+            );
+          }
+        } else {
+          queue.complete(chain, written);
+        }
         if (--budget === 0) {
           budget = queue.size;
           if (requeue !== undefined) {
-            this.flush(queue);
+            this.publish(queue);
             requeue(this.index);
             return "more";
           }
-          this.flush(queue);
+          this.publish(queue);
         }
       }
-      this.flush(queue);
+      this.publish(queue);
       if (!queue.enableNotify() && !this.again) return "empty";
     }
   }
 
-  private flush(queue: Queue): void {
+  private publish(queue: Queue): void {
     if (queue.publish()) this.owner.signals.queueInterrupt(this.index);
   }
 }

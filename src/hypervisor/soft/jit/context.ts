@@ -192,6 +192,26 @@ function usesFlags(insn: Insn): boolean {
   return !/^(j|set|cmov)/.test(insn.mnemonic);
 }
 
+/** Instructions after which all six flags have values that do not depend on those before. */
+const DEFINES_FLAGS = new Set(["add", "or", "and", "sub", "xor", "cmp", "test", "neg", "imul", "mul"]);
+/** Instructions that can only go on with the next one while their operands are registers. */
+const CANNOT_LEAVE = new Set([
+  "mov", "movzx", "movsx", "movsxd", "lea", "nop", "not", "bswap", "xchg", "cbw/cwde/cdqe", "cwd/cdq/cqo",
+]);
+
+/**
+ * True if nobody can see the flags with which a block is entered: its instructions define them anew before
+ * any reads them and before the block can be left, by a fault or otherwise.
+ */
+export function flagsUnobserved(insns: readonly { insn: Insn; variant: Variant }[]): boolean {
+  for (const { insn, variant } of insns) {
+    if (variant.mem && insn.mnemonic !== "lea" && insn.mnemonic !== "nop") return false;
+    if (DEFINES_FLAGS.has(insn.mnemonic)) return true;
+    if (!CANNOT_LEAVE.has(insn.mnemonic)) return false;
+  }
+  return false;
+}
+
 export class JitContext extends Context {
   private readonly pendingFlags: boolean;
 

@@ -9,7 +9,7 @@ import { ATTENTION, CURRENT, RECORD } from "../layout.ts";
 import type { State } from "../state.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import type { Func, Label } from "../wasm/func.ts";
-import { JitContext, RegionState } from "./context.ts";
+import { flagsUnobserved, JitContext, RegionState } from "./context.ts";
 import { dominates, type FindBlock, type Region, type RegionBlock } from "./region.ts";
 
 /** `stale`: slot of the records of dropped blocks. */
@@ -72,12 +72,17 @@ class Emitter {
       this.within(block, merges);
       return;
     }
-    shared.setDynamic();
+    this.enter(block);
     shared.flags = { kind: "dynamic" };
     f.loop((again) => {
       this.loops.set(block, again);
       this.within(block, merges);
     });
+  }
+
+  /** Prepares the flags for the start of a block that several edges lead to. */
+  private enter(block: RegionBlock): void {
+    if (!flagsUnobserved(block.insns)) this.shared.setDynamic();
   }
 
   private within(block: RegionBlock, merges: RegionBlock[]): void {
@@ -146,7 +151,7 @@ class Emitter {
     if (target.order > block.order) {
       const label = this.merges.get(target);
       if (label) {
-        shared.setDynamic();
+        this.enter(target);
         f.br(label);
       } else this.tree(target);
       return;
@@ -157,12 +162,11 @@ class Emitter {
       return;
     }
     // Going back is where interrupts and the end of the slice are noticed.
-    shared.setDynamic();
-    shared.flags = { kind: "dynamic" };
-    f.brIf(
-      loop,
-      i32.ge_s(i32.or(shared.budget, i32.load(zeroAddress, ATTENTION)), c32(0)),
-    );
+    const running = i32.ge_s(i32.or(shared.budget, i32.load(zeroAddress, ATTENTION)), c32(0));
+    f.if(running, () => {
+      this.enter(target);
+      f.br(loop);
+    });
     exit();
   }
 }

@@ -16,8 +16,8 @@ export const HOT = 20_000;
  * each one waits about a millisecond for its turn: together they wait once.
  */
 const BATCH = 12;
-/** Exits to the run loop after which an incomplete batch is compiled. */
-const PATIENCE = 40;
+/** Milliseconds after which an incomplete batch is compiled. */
+const PATIENCE = 4;
 
 /** How many times HOT a block inside a compiled region must run before it gets a region of its own. */
 const POSTPONED = 8;
@@ -29,7 +29,8 @@ interface Request {
 
 export class Jit {
   private requests: Request[] = [];
-  private waited = 0;
+  /** When the oldest request came. */
+  private since = 0;
   /** Slots of compiled regions. */
   private readonly live = new Set<number>();
   /** Statistics. */
@@ -49,13 +50,14 @@ export class Jit {
   /** Asks for the region around the block whose counting record is `record`, which goes on uncounted. */
   request(record: number, find: FindBlock): void {
     this.state.set(record + RECORD.slot, this.interpreter.pseudo.skip);
+    if (this.requests.length === 0) this.since = performance.now();
     this.requests.push({ record, find });
     if (this.requests.length >= Math.min(BATCH, this.hot)) this.compile();
   }
 
   /** Called at every exit to the run loop: compiles what has waited long enough. */
   tick(): void {
-    if (this.requests.length > 0 && ++this.waited >= PATIENCE) this.compile();
+    if (this.requests.length > 0 && performance.now() - this.since >= PATIENCE) this.compile();
   }
 
   private compile(): void {
@@ -82,7 +84,6 @@ export class Jit {
       this.instructions += region.blocks.reduce((n, b) => n + b.insns.length, 0);
     }
     this.requests = [];
-    this.waited = 0;
     if (done.length > 0) interpreter.instantiate(m);
     for (const { record, slot } of done) {
       state.set(record + RECORD.slot, slot);
