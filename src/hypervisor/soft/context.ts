@@ -3,6 +3,8 @@
  * instruction being emitted. This implementation reads every operand out of the decoded record at run time
  * (the interpreter's handlers).
  */
+
+import type { Core } from "./core.ts";
 import {
   ATTENTION,
   BOUNCE,
@@ -29,7 +31,6 @@ import {
   TLB_ENTRIES,
   XMM,
 } from "./layout.ts";
-import type { Core } from "./core.ts";
 import { I32, I64, type ValType } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local, select, v128 } from "./wasm/expr.ts";
 import type { Func } from "./wasm/func.ts";
@@ -80,7 +81,8 @@ export const wide = (size: Size): ValType => (size === 8 ? I64 : I32);
 /** Integer operators for values of `size` bytes. */
 export const ops = (size: Size): typeof i32 | typeof i64 => (size === 8 ? i64 : i32);
 /** Constant of the operand's type. */
-export const konst = (size: Size, value: number | bigint): Expr => (size === 8 ? c64(value) : c32(Number(value)));
+export const konst = (size: Size, value: number | bigint): Expr =>
+  size === 8 ? c64(value) : c32(Number(value));
 
 /** Clears the bits above `size` bytes. */
 export function zext(value: Expr, size: Size): Expr {
@@ -205,7 +207,8 @@ export class Context {
   protected callHelper(id: number): Expr {
     const { size, mem, addr32, mode64, rep } = this.variant;
     if (mem) this.f.store(8, zeroAddress, LINEAR, this.linearAddress());
-    const descriptor = id | (size << 8) | (Number(mem) << 12) | (Number(addr32) << 13) | (Number(mode64) << 14) | (rep << 16);
+    const descriptor =
+      id | (size << 8) | (Number(mem) << 12) | (Number(addr32) << 13) | (Number(mode64) << 14) | (rep << 16);
     return this.f.call(this.core.helper, c32(descriptor), this.ip);
   }
 
@@ -310,10 +313,7 @@ export class Context {
     let ea = i64.add(
       i64.add(
         this.registerAt(this.recordHalf(RECORD.base)),
-        i64.shl(
-          this.registerAt(this.recordHalf(RECORD.index)),
-          i64.extend_u(this.recordByte(RECORD.scale)),
-        ),
+        i64.shl(this.registerAt(this.recordHalf(RECORD.index)), i64.extend_u(this.recordByte(RECORD.scale))),
       ),
       this.recordLong(RECORD.disp),
     );
@@ -355,10 +355,7 @@ export class Context {
     const { f } = this;
     const lock = this.variant.lock && kind === READ_WRITE;
     const entry = f.let(
-      i32.add(
-        i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4)),
-        this.tlb(),
-      ),
+      i32.add(i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4)), this.tlb()),
     );
     const way = kind === READ || kind === PROBE ? 0 : TLB_BYTES;
     // An atomic access must be aligned: the low address bits take part in the compare and make it miss.
@@ -458,7 +455,10 @@ export class Context {
 
   private stackAddress(rsp: Expr): Expr {
     if (this.variant.mode64) return rsp;
-    return i64.and(i64.add(i64.and(rsp, c64(0xffff_ffffn)), i64.load(zeroAddress, REG.segBase + 8 * SS)), c64(0xffff_ffffn));
+    return i64.and(
+      i64.add(i64.and(rsp, c64(0xffff_ffffn)), i64.load(zeroAddress, REG.segBase + 8 * SS)),
+      c64(0xffff_ffffn),
+    );
   }
 
   setStackPointer(value: Expr): void {

@@ -155,10 +155,7 @@ function buildDispatch(f: Func, core: Core, find: Func): void {
     f.return(c32(EXIT.attention));
   });
   const entry = f.let(
-    i32.shl(
-      i32.and(i32.wrap(i64.xor(rip, i64.shr_u(rip, c64(12)))), c32(JUMP_ENTRIES - 1)),
-      c32(4),
-    ),
+    i32.shl(i32.and(i32.wrap(i64.xor(rip, i64.shr_u(rip, c64(12)))), c32(JUMP_ENTRIES - 1)), c32(4)),
   );
   const tag = f.let(i64.xor(rip, i64.load(zeroAddress, MODE_TAG)));
   const record = f.local(I32);
@@ -244,12 +241,8 @@ function buildPseudo(m: ModuleBuilder, core: Core): PseudoSlots {
         select(i32.load(zeroAddress, CPL), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
       ),
     );
-    f.if(
-      i32.or(
-        i64.ne(i64.load(entry), page),
-        i32.ne(i32.load(entry, 8), i32.load(c.ip, RECORD.imm)),
-      ),
-      () => c.leave(EXIT.crossing),
+    f.if(i32.or(i64.ne(i64.load(entry), page), i32.ne(i32.load(entry, 8), i32.load(c.ip, RECORD.imm))), () =>
+      c.leave(EXIT.crossing),
     );
     c.next();
     f.unreachable();

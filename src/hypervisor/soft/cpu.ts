@@ -2,6 +2,7 @@
 import type { Apic } from "./apic.ts";
 import type { Blocks } from "./blocks.ts";
 import type { Clock } from "./clock.ts";
+import type { X87 } from "./float/x87.ts";
 import {
   ATTENTION,
   CPL,
@@ -23,12 +24,20 @@ import {
   TLB_USER,
 } from "./layout.ts";
 import type { Mmu } from "./mmu.ts";
-import { RFLAGS, type State } from "./state.ts";
-import type { X87 } from "./float/x87.ts";
 import type { SseSlow } from "./sse-slow.ts";
+import { RFLAGS, type State } from "./state.ts";
 
 /** Control-register and EFER bits (SDM vol. 3A, 2.5 and 2.2.1). */
-export const CR0_BITS = { PE: 1, MP: 2, EM: 4, TS: 8, ET: 0x10, NE: 0x20, WP: 0x1_0000, AM: 0x4_0000 } as const;
+export const CR0_BITS = {
+  PE: 1,
+  MP: 2,
+  EM: 4,
+  TS: 8,
+  ET: 0x10,
+  NE: 0x20,
+  WP: 0x1_0000,
+  AM: 0x4_0000,
+} as const;
 export const CR4_BITS = {
   TSD: 4,
   DE: 8,
@@ -43,7 +52,18 @@ export const CR4_BITS = {
 export const EFER_BITS = { SCE: 1, LME: 0x100, LMA: 0x400, NXE: 0x800 } as const;
 
 /** Descriptor attribute bits, as in Segment.flags (hypervisor/types.ts). */
-export const ATTR = { A: 1, RW: 2, DC: 4, CODE: 8, S: 0x10, DPL: 0x60, P: 0x80, L: 0x2000, DB: 0x4000, G: 0x8000 } as const;
+export const ATTR = {
+  A: 1,
+  RW: 2,
+  DC: 4,
+  CODE: 8,
+  S: 0x10,
+  DPL: 0x60,
+  P: 0x80,
+  L: 0x2000,
+  DB: 0x4000,
+  G: 0x8000,
+} as const;
 
 /** Port I/O and memory-mapped I/O of the machine. Values are unsigned; sizes 1, 2 or 4. */
 export interface SoftBus {
@@ -74,7 +94,8 @@ export function updateMode(cpu: Cpu): void {
   const lma = (state.get(EFER) & EFER_BITS.LMA) !== 0;
   let mode = lma && attr & ATTR.L ? MODE_64 : attr & ATTR.DB ? MODE_32 : 0;
   if (state.get(FLAGS_SYSTEM) & RFLAGS.TF) mode |= MODE_TF;
-  if (state.get(CR0) & (CR0_BITS.EM | CR0_BITS.TS) || !(state.get(CR4) & CR4_BITS.OSFXSR)) mode |= MODE_FPU_OFF;
+  if (state.get(CR0) & (CR0_BITS.EM | CR0_BITS.TS) || !(state.get(CR4) & CR4_BITS.OSFXSR))
+    mode |= MODE_FPU_OFF;
   const user = state.cpl === 3;
   state.set(MODE, mode);
   state.set(TLB_CURRENT, user ? TLB_USER : TLB_SUPERVISOR);

@@ -54,7 +54,8 @@ const INVARIANT_TSC = 1 << 8;
 /** Leaf 6 EAX: the APIC timer runs in all C-states. */
 const ARAT = 1 << 2;
 
-const BASIC_EDX = FPU | DE | PSE | TSC | MSR | PAE | CX8 | APIC | PGE | CMOV | CLFSH | MMX | FXSR | SSE | SSE2;
+const BASIC_EDX =
+  FPU | DE | PSE | TSC | MSR | PAE | CX8 | APIC | PGE | CMOV | CLFSH | MMX | FXSR | SSE | SSE2;
 /** Bits that leaf 80000001 EDX repeats from leaf 1 on AMD processors. */
 const REPEATED = FPU | DE | PSE | TSC | MSR | PAE | CX8 | APIC | PGE | CMOV | MMX | FXSR;
 

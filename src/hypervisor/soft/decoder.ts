@@ -136,8 +136,7 @@ export class Decoder {
     this.dispHigh = 0;
     this.ripRelative = false;
     this.imm = 0;
-    this.segment =
-      segment >= 0 ? REG.segBase + 8 * segment : mode64 ? REG.zero : REG.segBase + 8 * 3;
+    this.segment = segment >= 0 ? REG.segBase + 8 * segment : mode64 ? REG.zero : REG.segBase + 8 * 3;
     if (found.modrm) {
       this.at++;
       const status = this.decodeModrm(modrm, rex, mode64, segment);
@@ -321,4 +320,3 @@ export class Decoder {
     return DECODED;
   }
 }
-

@@ -1,6 +1,7 @@
 /** Interrupt and exception delivery, and IRET (SDM vol. 3A, chapter 6). */
-import { ATTR, type Cpu, EFER_BITS, setCpl, setRflags, updateMode } from "./cpu.ts";
+
 import { READ } from "./context.ts";
+import { ATTR, type Cpu, EFER_BITS, setCpl, setRflags, updateMode } from "./cpu.ts";
 import {
   BOUNCE,
   CPL,
@@ -23,14 +24,23 @@ import {
   RIP,
   RSP,
   SEG_ATTR,
+  SEG_LIMIT,
   SEG_SELECTOR,
   SS,
-  SEG_LIMIT,
   TR,
   TR_BASE,
   X87_OPERAND,
 } from "./layout.ts";
-import { checkCode, type Descriptor, dpl, privilegeSupported, readDescriptor, selectorFault, setCode, setSegment } from "./segments.ts";
+import {
+  checkCode,
+  type Descriptor,
+  dpl,
+  privilegeSupported,
+  readDescriptor,
+  selectorFault,
+  setCode,
+  setSegment,
+} from "./segments.ts";
 import { RFLAGS } from "./state.ts";
 
 const DOUBLE_FAULT = 8;
@@ -40,7 +50,8 @@ const PAGE_FAULT = 14;
 const HAS_ERROR = new Set([8, 10, 11, 12, 13, 14, 17, 21]);
 const CONTRIBUTORY = new Set([0, 10, 11, 12, 13]);
 /** Fault-class vectors: the pushed RFLAGS has RF set so that the instruction's breakpoint does not repeat. */
-const isFault = (vector: number) => vector !== 1 && vector !== 3 && vector !== 4 && vector !== 8 && vector !== 18;
+const isFault = (vector: number) =>
+  vector !== 1 && vector !== 3 && vector !== 4 && vector !== 8 && vector !== 18;
 
 export interface Interrupt {
   vector: number;
@@ -103,7 +114,8 @@ function deliverThroughGate(cpu: Cpu, i: Interrupt): boolean {
     state.fault(13, gateError(i));
     return false;
   }
-  if (!mmu.readLinear(BigInt.asUintN(64, state.get64(IDTR_BASE) + BigInt(at)), 16, X87_OPERAND, false)) return false;
+  if (!mmu.readLinear(BigInt.asUintN(64, state.get64(IDTR_BASE) + BigInt(at)), 16, X87_OPERAND, false))
+    return false;
   const w0 = state.view.getUint32(X87_OPERAND, true);
   const w1 = state.view.getUint32(X87_OPERAND + 4, true);
   const w2 = state.view.getUint32(X87_OPERAND + 8, true);
@@ -120,7 +132,7 @@ function deliverThroughGate(cpu: Cpu, i: Interrupt): boolean {
     state.fault(11, gateError(i));
     return false;
   }
-  const target = (BigInt(w2) << 32n) | BigInt((w0 & 0xffff) | (w1 & 0xffff_0000)) & 0xffff_ffffn;
+  const target = (BigInt(w2) << 32n) | (BigInt((w0 & 0xffff) | (w1 & 0xffff_0000)) & 0xffff_ffffn);
   const selector = w0 >>> 16;
   const code = gateCode(cpu, selector, ext(i));
   if (!code) return false;
@@ -170,7 +182,8 @@ function deliverThroughGate(cpu: Cpu, i: Interrupt): boolean {
   return true;
 }
 
-export const canonical = (address: bigint): boolean => BigInt.asIntN(48, address) === BigInt.asIntN(64, address);
+export const canonical = (address: bigint): boolean =>
+  BigInt.asIntN(48, address) === BigInt.asIntN(64, address);
 
 /** The code segment a gate names: 64-bit, present, not less privileged than now. */
 function gateCode(cpu: Cpu, selector: number, ext: number): Descriptor | undefined {
@@ -205,7 +218,8 @@ function readTss(cpu: Cpu, offset: number, ext: number): bigint | undefined {
     state.fault(10, (state.get(SEG_SELECTOR + 4 * TR) & 0xfffc) | ext);
     return undefined;
   }
-  if (!mmu.readLinear(BigInt.asUintN(64, state.get64(TR_BASE) + BigInt(offset)), 8, X87_OPERAND, false)) return undefined;
+  if (!mmu.readLinear(BigInt.asUintN(64, state.get64(TR_BASE) + BigInt(offset)), 8, X87_OPERAND, false))
+    return undefined;
   return state.view.getBigUint64(X87_OPERAND, true);
 }
 
@@ -249,7 +263,8 @@ export function iretSame(cpu: Cpu): boolean {
   const { state, mmu } = cpu;
   const low = state.get(RSP);
   const high = state.get(RSP + 4);
-  if ((low & 0xfff) > 4096 - 40 || !(state.get(MODE) & MODE_64) || state.get(FLAGS_SYSTEM) & RFLAGS.NT) return false;
+  if ((low & 0xfff) > 4096 - 40 || !(state.get(MODE) & MODE_64) || state.get(FLAGS_SYSTEM) & RFLAGS.NT)
+    return false;
   const at = mmu.access(low, high, 8, READ, false, state.cpl === 3);
   if (at === 0 || at === BOUNCE) return false;
   const ripHigh = state.get(at + 4);

@@ -15,7 +15,6 @@ import {
 
 export type { SoftBus } from "./cpu.ts";
 
-
 /** Most guest RAM: it must lie below the MMIO gap, in one 4 GiB memory with the CPU's own state. */
 export const SOFT_RAM_LIMIT = 3072 * 1024 * 1024;
 
@@ -27,7 +26,10 @@ export function createSoftMemory(ramBytes: number): { memory: WebAssembly.Memory
     throw new RangeError(`the software CPU takes 1 to ${SOFT_RAM_LIMIT / 1048576} MiB of memory`);
   }
   const pages = Math.ceil((GUEST_BASE + ramBytes) / PAGE);
-  return { memory: new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true }), base: GUEST_BASE };
+  return {
+    memory: new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true }),
+    base: GUEST_BASE,
+  };
 }
 
 function wake(i32: Int32Array): void {

@@ -73,7 +73,14 @@ export function variants64(insn: Insn): Variant[] {
                   ? [8]
                   : [2, 8]
                 : [2, 4, 8];
-  const memory = insn.immediateRule === "offset" ? [true] : !insn.modrm || insn.form === "reg" ? [false] : insn.form === "mem" ? [true] : [false, true];
+  const memory =
+    insn.immediateRule === "offset"
+      ? [true]
+      : !insn.modrm || insn.form === "reg"
+        ? [false]
+        : insn.form === "mem"
+          ? [true]
+          : [false, true];
   const out: Variant[] = [];
   for (const size of sizes) {
     for (const mem of memory) {
@@ -132,7 +139,13 @@ export class Interpreter {
     if (!section) throw new Error("not an interpreter module");
     const directory = new Uint32Array(section);
     const [fallthrough, crossing, stale, count, skip, used] = directory;
-    this.pseudo = { fallthrough: fallthrough!, crossing: crossing!, stale: stale!, count: count!, skip: skip! };
+    this.pseudo = {
+      fallthrough: fallthrough!,
+      crossing: crossing!,
+      stale: stale!,
+      count: count!,
+      skip: skip!,
+    };
     this.used = used!;
     for (let i = HEADER_WORDS; i < directory.length; i += 2) {
       this.slots[directory[i]!] = directory[i + 1]!;

@@ -171,7 +171,8 @@ export class Mmu {
         const want = A | (write ? D : 0);
         if ((entry & want) !== want) Atomics.or(i32, at, want);
         const mask = level === 0 ? 0xfff : level === 1 ? 0x1f_ffff : 0x3fff_ffff;
-        this.physical = (entryHigh & 0xff) * 0x1_0000_0000 + (((entry & ~mask & ~0xfff) | (low & mask)) >>> 0);
+        this.physical =
+          (entryHigh & 0xff) * 0x1_0000_0000 + (((entry & ~mask & ~0xfff) | (low & mask)) >>> 0);
         this.leafGlobal = (entry & G) !== 0 && (i32[CR4 >> 2]! & CR4_PGE) !== 0;
         this.leafLevel = level;
         return true;
@@ -253,8 +254,7 @@ export class Mmu {
   fetchPage(low: number, high: number): number {
     const { i32 } = this;
     const user = i32[CPL >> 2] === 3;
-    const at =
-      ((user ? XTLB_USER : XTLB_SUPERVISOR) + (((low >>> 12) & (XTLB_ENTRIES - 1)) << 4)) >> 2;
+    const at = ((user ? XTLB_USER : XTLB_SUPERVISOR) + (((low >>> 12) & (XTLB_ENTRIES - 1)) << 4)) >> 2;
     if (i32[at] === (low & ~0xfff) && i32[at + 1] === high) return i32[at + 2]! >>> 0;
     if (!this.walk(low, high, false, true, user)) return -1;
     const page = this.physical - (this.physical % 4096);
@@ -381,7 +381,8 @@ export class Mmu {
     if (write && this.hasCode(physical)) {
       if (this.compiled && this.hitsCode(physical, size)) return this.refuse();
       this.pendingFirst = physical;
-      if (kind === READ_WRITE) this.u8.copyWithin(BOUNCE, GUEST_BASE + physical, GUEST_BASE + physical + size);
+      if (kind === READ_WRITE)
+        this.u8.copyWithin(BOUNCE, GUEST_BASE + physical, GUEST_BASE + physical + size);
       return BOUNCE;
     }
     if (write) {

@@ -32,16 +32,16 @@ const PAT_RESET = 0x0007_0406_0007_0406n;
 
 /** Registers that are one word of state each. */
 const PLAIN: Record<number, number> = {
-  0x174: SYSENTER_CS,
-  0x175: SYSENTER_ESP,
-  0x176: SYSENTER_EIP,
-  0xc0000081: STAR,
-  0xc0000082: LSTAR,
-  0xc0000083: CSTAR,
-  0xc0000084: SFMASK,
-  0xc0000100: REG.segBase + 8 * FS,
-  0xc0000101: REG.segBase + 8 * GS,
-  0xc0000102: KERNEL_GS_BASE,
+  372: SYSENTER_CS,
+  373: SYSENTER_ESP,
+  374: SYSENTER_EIP,
+  3221225601: STAR,
+  3221225602: LSTAR,
+  3221225603: CSTAR,
+  3221225604: SFMASK,
+  3221225728: REG.segBase + 8 * FS,
+  3221225729: REG.segBase + 8 * GS,
+  3221225730: KERNEL_GS_BASE,
 };
 /** Of those, the ones that hold addresses: a non-canonical value is #GP. */
 const ADDRESS = new Set([0x175, 0x176, 0xc0000082, 0xc0000083, 0xc0000100, 0xc0000101, 0xc0000102]);
@@ -51,15 +51,15 @@ const ADDRESS = new Set([0x175, 0x176, 0xc0000082, 0xc0000083, 0xc0000100, 0xc00
  * AMD's SYSCFG, HWCR, NB_CFG, INT_PENDING, BU_CFG, which Linux touches on every AMD processor.
  */
 const CONSTANT: Record<number, bigint> = {
-  0x8b: 0n,
-  0x1a0: 1n,
-  0xc0010010: 0n,
-  0xc0010015: 0n,
-  0xc001001f: 0n,
-  0xc0010055: 0n,
-  0xc0011022: 0n,
-  0xc0011023: 0n,
-  0xc0011029: 0n,
+  139: 0n,
+  416: 1n,
+  3221291024: 0n,
+  3221291029: 0n,
+  3221291039: 0n,
+  3221291093: 0n,
+  3221295138: 0n,
+  3221295139: 0n,
+  3221295145: 0n,
 };
 
 export class Msrs {

@@ -172,7 +172,9 @@ export function privilegeSupported(cpu: Cpu, selector: number, cpl: number): boo
 export function setCode(cpu: Cpu, d: Descriptor, cpl: number): boolean {
   if (!privilegeSupported(cpu, d.selector, cpl)) return false;
   if (!(d.attr & ATTR.L && longMode(cpu)) && d.base !== 0n) {
-    cpu.log(`code segment 0x${d.selector.toString(16)} has base 0x${d.base.toString(16)}: only flat code segments are supported`);
+    cpu.log(
+      `code segment 0x${d.selector.toString(16)} has base 0x${d.base.toString(16)}: only flat code segments are supported`,
+    );
     return selectorFault(cpu, 13, d.selector) ?? false;
   }
   setSegment(cpu, CS, { ...d, selector: (d.selector & 0xfffc) | cpl });

@@ -1,14 +1,14 @@
 /** Typed access to the CPU state at the bottom of the memory; offsets are those of layout.ts. */
 import {
   CPL,
+  FAULT_CR2,
+  FAULT_ERROR,
+  FAULT_VECTOR,
   FLAG_A,
   FLAG_C,
   FLAG_S,
   FLAG_Z,
   FLAGS_SYSTEM,
-  FAULT_CR2,
-  FAULT_ERROR,
-  FAULT_VECTOR,
   RIP,
 } from "./layout.ts";
 

@@ -1,9 +1,9 @@
 /** x87, FXSAVE and the slow path of SSE arithmetic, between records and src/.../float. */
 import { CR0_BITS, CR4_BITS } from "./cpu.ts";
 import { canonical } from "./exceptions.ts";
+import { x87Operand } from "./float/x87.ts";
 import { HELPER } from "./helpers.ts";
 import { CR0, CR4, EXIT, LINEAR, MXCSR, X87_OPERAND, XMM } from "./layout.ts";
-import { x87Operand } from "./float/x87.ts";
 import {
   aux,
   fault,
@@ -37,12 +37,19 @@ const x87: Helper = (c) => {
   const { size, access } = operand;
   // A pending exception is reported before the operand is touched, except by what does not wait: FNSTENV,
   // FNSTCW, FNSAVE and FNSTSW.
-  const waits = !((op === 0xd9 || op === 0xdd) && (modrm >> 3 & 7) >= 6);
+  const waits = !((op === 0xd9 || op === 0xdd) && ((modrm >> 3) & 7) >= 6);
   if (c.mem && waits && cpu.x87.wait() !== 0) return fault(c, cpu.x87.wait());
   if (access === "read" && !readOperand(c, size)) return EXIT.fault;
   if (access === "write" && !probeOperand(c, size)) return EXIT.fault;
   const view = operandView(c);
-  const vector = cpu.x87.execute(op, modrm, view, instructionRip(c), c.mem ? cpu.state.get64(LINEAR) : 0n, short);
+  const vector = cpu.x87.execute(
+    op,
+    modrm,
+    view,
+    instructionRip(c),
+    c.mem ? cpu.state.get64(LINEAR) : 0n,
+    short,
+  );
   if (vector !== 0) return fault(c, vector);
   if (access === "write" && cpu.x87.stored && !writeOperand(c, size)) return EXIT.fault;
   return 0;

@@ -17,7 +17,16 @@ import {
   X87_OPERAND,
 } from "./layout.ts";
 import { RFLAGS } from "./state.ts";
-import { aux, changed, type Helper, type HelperCall, immediate, instructionRip, readRegister, writeRegister } from "./system.ts";
+import {
+  aux,
+  changed,
+  type Helper,
+  type HelperCall,
+  immediate,
+  instructionRip,
+  readRegister,
+  writeRegister,
+} from "./system.ts";
 
 /** True if the current privilege may access `size` ports from `port`; a fault is noted otherwise. */
 function allowed(c: HelperCall, port: number, size: number): boolean {
@@ -40,8 +49,7 @@ function allowed(c: HelperCall, port: number, size: number): boolean {
 }
 
 /** E4-E7 carry the port in the immediate, EC-EF in DX; aux is the opcode. */
-const portOf = (c: HelperCall): number =>
-  aux(c) & 8 ? c.cpu.state.get(RDX) & 0xffff : immediate(c) & 0xff;
+const portOf = (c: HelperCall): number => (aux(c) & 8 ? c.cpu.state.get(RDX) & 0xffff : immediate(c) & 0xff);
 
 /** Ports are 32 bits wide at most: REX.W does not widen IN and OUT. */
 const width = (c: HelperCall): number => Math.min(4, c.size);

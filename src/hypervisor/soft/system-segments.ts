@@ -4,8 +4,8 @@ import { canonical, dropPrivilegedSegments, readStack, returnStack } from "./exc
 import { HELPER } from "./helpers.ts";
 import {
   CR0,
-  CSTAR,
   CS,
+  CSTAR,
   EFER,
   EXIT,
   FAULT_VECTOR,
@@ -259,7 +259,9 @@ const loadSystem =
 const storeSystem =
   (segment: number): Helper =>
   (c) =>
-    writeRm(c, c.mem ? 2 : c.size, BigInt(c.cpu.state.get(SEG_SELECTOR + 4 * segment) & 0xffff)) ? 0 : EXIT.fault;
+    writeRm(c, c.mem ? 2 : c.size, BigInt(c.cpu.state.get(SEG_SELECTOR + 4 * segment) & 0xffff))
+      ? 0
+      : EXIT.fault;
 
 // --- LAR, LSL, VERR, VERW --------------------------------------------------------------------------
 
@@ -289,10 +291,14 @@ const inspect =
   (kind: "lar" | "lsl"): Helper =>
   (c) => {
     const long = (c.cpu.state.get(EFER) & EFER_BITS.LMA) !== 0;
-    const d = visible(c, (type) =>
-      type === 2 || type === 9 || type === 11 ||
-      (!long && (type === 1 || type === 3)) ||
-      (kind === "lar" && (type === 12 || (!long && (type === 4 || type === 5)))),
+    const d = visible(
+      c,
+      (type) =>
+        type === 2 ||
+        type === 9 ||
+        type === 11 ||
+        (!long && (type === 1 || type === 3)) ||
+        (kind === "lar" && (type === 12 || (!long && (type === 4 || type === 5)))),
     );
     if (d === undefined) return EXIT.fault;
     if (d === null) return setZeroFlag(c, false);

@@ -2,13 +2,19 @@
  * The helpers behind rare and system instructions. Each gets what the decoded record says and returns 0 to
  * go on with the next instruction, or an EXIT code; a fault leaves the machine as it was.
  */
-import { HELPER } from "./helpers.ts";
+
 import { type Cpu, CR0_BITS, CR4_BITS, EFER_BITS, newGeneration, setRflags, updateMode } from "./cpu.ts";
 import { cpuid } from "./cpuid.ts";
-import { canonical, changeableFlags, debugCause, deliverOnce, iret, iretSame, readStack } from "./exceptions.ts";
-import { fpuHelpers } from "./system-fpu.ts";
-import { portHelpers } from "./system-io.ts";
-import { segmentHelpers } from "./system-segments.ts";
+import {
+  canonical,
+  changeableFlags,
+  debugCause,
+  deliverOnce,
+  iret,
+  iretSame,
+  readStack,
+} from "./exceptions.ts";
+import { HELPER } from "./helpers.ts";
 import {
   ATTENTION,
   CR0,
@@ -19,11 +25,11 @@ import {
   EFER,
   EXIT,
   FLAGS_SYSTEM,
+  GDTR_BASE,
+  GDTR_LIMIT,
   IDTR_BASE,
   IDTR_LIMIT,
   IRQ_WAITING,
-  GDTR_BASE,
-  GDTR_LIMIT,
   LINEAR,
   RAX,
   RBP,
@@ -41,6 +47,9 @@ import {
 } from "./layout.ts";
 import type { Msrs } from "./msr.ts";
 import { RFLAGS } from "./state.ts";
+import { fpuHelpers } from "./system-fpu.ts";
+import { portHelpers } from "./system-io.ts";
+import { segmentHelpers } from "./system-segments.ts";
 
 /** One call of a helper: the record and the variant it was compiled for. */
 export interface HelperCall {
@@ -85,7 +94,13 @@ export function changed(c: HelperCall, rip: bigint): number {
 export function readRegister(c: HelperCall, offset: number, size: number): bigint {
   const { view } = c.cpu.state;
   if (size === 8) return view.getBigUint64(offset, true);
-  return BigInt(size === 4 ? view.getUint32(offset, true) : size === 2 ? view.getUint16(offset, true) : view.getUint8(offset));
+  return BigInt(
+    size === 4
+      ? view.getUint32(offset, true)
+      : size === 2
+        ? view.getUint16(offset, true)
+        : view.getUint8(offset),
+  );
 }
 
 /** Writes a general register as an instruction does: 4 bytes clear the upper half. */
@@ -391,8 +406,7 @@ const clts: Helper = (c) => {
   updateMode(c.cpu);
   return changed(c, nextRip(c));
 };
-const smsw: Helper = (c) =>
-  writeRm(c, c.mem ? 2 : c.size, c.cpu.state.get64(CR0)) ? 0 : EXIT.fault;
+const smsw: Helper = (c) => (writeRm(c, c.mem ? 2 : c.size, c.cpu.state.get64(CR0)) ? 0 : EXIT.fault);
 /** LMSW sets the low four bits of CR0 and cannot clear PE. */
 const lmsw: Helper = (c) => {
   const value = readRm(c, 2);
@@ -520,8 +534,14 @@ export function buildHelpers(): (Helper | undefined)[] {
   set(HELPER.cli, setInterruptFlag(false));
   set(HELPER.sti, setInterruptFlag(true));
   set(HELPER.popf, popf);
-  set(HELPER.int, softwareInterrupt((c) => immediate(c) & 0xff));
-  set(HELPER.int3, softwareInterrupt(() => 3));
+  set(
+    HELPER.int,
+    softwareInterrupt((c) => immediate(c) & 0xff),
+  );
+  set(
+    HELPER.int3,
+    softwareInterrupt(() => 3),
+  );
   set(HELPER.int1, int1);
   set(HELPER.into, into);
   set(HELPER.iret, iretHelper);

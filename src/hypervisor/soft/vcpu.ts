@@ -3,10 +3,11 @@ import type { BootRegisters, Segment, VcpuEnd } from "../types.ts";
 import { Apic } from "./apic.ts";
 import { Blocks } from "./blocks.ts";
 import { Clock } from "./clock.ts";
-import { CR0_BITS, CR4_BITS, type Cpu, type SoftBus, newGeneration, updateMode } from "./cpu.ts";
+import { type Cpu, CR0_BITS, CR4_BITS, newGeneration, type SoftBus, updateMode } from "./cpu.ts";
 import { debugCause, deliver, type Interrupt } from "./exceptions.ts";
 import { X87 } from "./float/x87.ts";
 import { buildInterpreter, Interpreter } from "./interpreter.ts";
+import { Jit } from "./jit/jit.ts";
 import {
   ATTENTION,
   BUDGET,
@@ -52,7 +53,6 @@ import {
   TR,
   X87 as X87_STATE,
 } from "./layout.ts";
-import { Jit } from "./jit/jit.ts";
 import { INTERPRET, Mmu } from "./mmu.ts";
 import { Msrs } from "./msr.ts";
 import { setSegment } from "./segments.ts";
@@ -133,7 +133,10 @@ export class SoftVcpu {
       slow: (low, high, descriptor) => mmu.slow(low, high, descriptor),
       commit: (low, high, size) => mmu.commit(low, high, size),
     });
-    this.jit = options.jit === false ? undefined : new Jit(state, this.interpreter, typeof options.jit === "number" ? options.jit : undefined);
+    this.jit =
+      options.jit === false
+        ? undefined
+        : new Jit(state, this.interpreter, typeof options.jit === "number" ? options.jit : undefined);
     const blocks = new Blocks(
       state,
       mmu,

@@ -2,13 +2,35 @@
  * The context of compiled code: the same semantics as the interpreter's, with operands known, general
  * registers and flags in WebAssembly locals, and every way out through shared exits that write them back.
  */
-import { COMPILED, Context, type Operand, ops, type Size, type Variant, zeroAddress, zext, zext64 } from "../context.ts";
+import {
+  COMPILED,
+  Context,
+  type Operand,
+  ops,
+  type Size,
+  type Variant,
+  zeroAddress,
+  zext,
+  zext64,
+} from "../context.ts";
 import { type Core, FLAG_OP } from "../core.ts";
 import { HELPER } from "../helpers.ts";
-import { BUDGET, FLAG_A, FLAG_C, FLAG_S, FLAG_Z, RECORD, REG, RETURN_DEPTH, RETURN_LIMIT, RETURN_STACK, TLB_CURRENT } from "../layout.ts";
+import {
+  BUDGET,
+  FLAG_A,
+  FLAG_C,
+  FLAG_S,
+  FLAG_Z,
+  RECORD,
+  REG,
+  RETURN_DEPTH,
+  RETURN_LIMIT,
+  RETURN_STACK,
+  TLB_CURRENT,
+} from "../layout.ts";
 import type { State } from "../state.ts";
 import type { Insn } from "../table/index.ts";
-import { ByteWriter, I32, I64 } from "../wasm/encoding.ts";
+import { type ByteWriter, I32, I64 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local } from "../wasm/expr.ts";
 import { Func, type Label } from "../wasm/func.ts";
 
@@ -100,7 +122,8 @@ export class RegionState {
     const { f } = this;
     f.later(() =>
       this.registerCode((out) => {
-        for (let n = 0; n < 16; n++) if (this.written[n]) out.store(8, zeroAddress, REG.gpr + 8 * n, this.gpr[n]!);
+        for (let n = 0; n < 16; n++)
+          if (this.written[n]) out.store(8, zeroAddress, REG.gpr + 8 * n, this.gpr[n]!);
       }),
     );
     f.store(4, zeroAddress, BUDGET, this.budget);
@@ -180,9 +203,36 @@ const widen = (value: Expr): Expr => (value.type === I64 ? value : i64.extend_u(
 const PENDING = new Set(["add", "or", "adc", "sbb", "and", "sub", "xor", "cmp", "test", "neg"]);
 /** Instructions that neither read nor write arithmetic flags except through `condition`. */
 const NO_FLAGS = new Set([
-  "mov", "movzx", "movsx", "movsxd", "lea", "push", "pop", "leave", "nop", "not", "bswap", "movnti", "jmp",
-  "call", "ret", "xchg", "cbw/cwde/cdqe", "cwd/cdq/cqo", "xlatb", "cld", "std", "movsb", "movs", "stosb",
-  "stos", "lodsb", "lods", "loop", "jrcxz", "mfence/lfence/sfence",
+  "mov",
+  "movzx",
+  "movsx",
+  "movsxd",
+  "lea",
+  "push",
+  "pop",
+  "leave",
+  "nop",
+  "not",
+  "bswap",
+  "movnti",
+  "jmp",
+  "call",
+  "ret",
+  "xchg",
+  "cbw/cwde/cdqe",
+  "cwd/cdq/cqo",
+  "xlatb",
+  "cld",
+  "std",
+  "movsb",
+  "movs",
+  "stosb",
+  "stos",
+  "lodsb",
+  "lods",
+  "loop",
+  "jrcxz",
+  "mfence/lfence/sfence",
 ]);
 const SETS_FLAGS_ANYWAY = new Set(["comiss", "comisd", "ucomiss", "ucomisd"]);
 
@@ -196,7 +246,17 @@ function usesFlags(insn: Insn): boolean {
 const DEFINES_FLAGS = new Set(["add", "or", "and", "sub", "xor", "cmp", "test", "neg", "imul", "mul"]);
 /** Instructions that can only go on with the next one while their operands are registers. */
 const CANNOT_LEAVE = new Set([
-  "mov", "movzx", "movsx", "movsxd", "lea", "nop", "not", "bswap", "xchg", "cbw/cwde/cdqe", "cwd/cdq/cqo",
+  "mov",
+  "movzx",
+  "movsx",
+  "movsxd",
+  "lea",
+  "nop",
+  "not",
+  "bswap",
+  "xchg",
+  "cbw/cwde/cdqe",
+  "cwd/cdq/cqo",
 ]);
 
 /**

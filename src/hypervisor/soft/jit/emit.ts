@@ -126,7 +126,8 @@ class Emitter {
   private branch(block: RegionBlock, taken: Expr, c: JitContext): void {
     const { f, shared, state } = this;
     const yes = state.get(block.last + RECORD.imm);
-    const no = state.view.getUint16(block.last + RECORD.offset, true) + state.bytes[block.last + RECORD.length]!;
+    const no =
+      state.view.getUint16(block.last + RECORD.offset, true) + state.bytes[block.last + RECORD.length]!;
     if (taken.const32 !== undefined) {
       this.go(block, taken.const32 ? yes : no, taken.const32 ? block.taken : block.fallthrough, c);
       return;

@@ -3,8 +3,8 @@ import { type Context, type Size, WRITE, zeroAddress } from "../context.ts";
 import { HELPER } from "../helpers.ts";
 import { FLAGS_SYSTEM, RBP, RCX, RECORD, RSP } from "../layout.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
-import { CONDITIONS, lowFlags } from "./integer.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
+import { CONDITIONS, lowFlags } from "./integer.ts";
 
 const zextTo64 = (value: Expr, size: Size): Expr => (size === 8 ? value : i64.extend_u(value));
 /** A RIP or stack value at operand size. */
@@ -49,8 +49,7 @@ const ret: Semantics = (c) => {
   c.returnTo(rip);
 };
 
-const counter = (c: Context): Expr =>
-  c.pointer(RCX);
+const counter = (c: Context): Expr => c.pointer(RCX);
 
 const loop =
   (kind: "loop" | "loope" | "loopne"): Semantics =>
@@ -59,9 +58,7 @@ const loop =
     c.setGpr(RCX, c.variant.addr32 ? i64.and(left, c64(0xffff_ffffn)) : left);
     const more = i64.ne(counter(c), c64(0));
     const zf = i32.ne(c.zero(), c32(0));
-    c.jumpDirect(
-      kind === "loop" ? more : i32.and(more, kind === "loope" ? zf : i32.eqz(zf)),
-    );
+    c.jumpDirect(kind === "loop" ? more : i32.and(more, kind === "loope" ? zf : i32.eqz(zf)));
   };
 const jrcxz: Semantics = (c) => c.jumpDirect(i64.eqz(counter(c)));
 
@@ -91,9 +88,7 @@ const popMemory: Semantics = (c) => {
 };
 
 const leave: Semantics = (c) => {
-  const bp = c.f.let(
-    c.variant.mode64 ? c.gpr(RBP) : i64.extend_u(c.fixed(RBP, 4).read()),
-  );
+  const bp = c.f.let(c.variant.mode64 ? c.gpr(RBP) : i64.extend_u(c.fixed(RBP, 4).read()));
   const v = c.throughStack(() => c.load(bp, c.size));
   c.setStackPointer(i64.add(bp, c64(c.size)));
   c.fixed(RBP).write(v);
@@ -101,10 +96,7 @@ const leave: Semantics = (c) => {
 
 const pushf: Semantics = (c) => {
   const flags = i32.and(
-    i32.or(
-      i32.or(lowFlags(c), i32.shl(c.overflow(), c32(11))),
-      i32.load(zeroAddress, FLAGS_SYSTEM),
-    ),
+    i32.or(i32.or(lowFlags(c), i32.shl(c.overflow(), c32(11))), i32.load(zeroAddress, FLAGS_SYSTEM)),
     c32(~0x30000), // RF and VM read as 0
   );
   c.push(c.size === 8 ? i64.extend_u(flags) : flags, c.size);
@@ -177,6 +169,18 @@ export const controlInstructions = (): Insn[] => [
   ...insn("into", "ce", "", endHelper(HELPER.into), { end: "indirect", only: "legacy" }),
   ...insn("int1", "f1", "", endHelper(HELPER.int1), { end: "indirect", system: true }),
   ...insn("iret", "cf", "", endHelper(HELPER.iret), { end: "indirect", size: "v", system: true }),
-  ...insn("call far", "9a", "", endHelper(HELPER.callFar), { end: "indirect", only: "legacy", system: true, size: "v", immediate: "far" }),
-  ...insn("jmp far", "ea", "", endHelper(HELPER.jmpFar), { end: "indirect", only: "legacy", system: true, size: "v", immediate: "far" }),
+  ...insn("call far", "9a", "", endHelper(HELPER.callFar), {
+    end: "indirect",
+    only: "legacy",
+    system: true,
+    size: "v",
+    immediate: "far",
+  }),
+  ...insn("jmp far", "ea", "", endHelper(HELPER.jmpFar), {
+    end: "indirect",
+    only: "legacy",
+    system: true,
+    size: "v",
+    immediate: "far",
+  }),
 ];

@@ -1,6 +1,6 @@
 /** The whole instruction table, and finding an entry by opcode. */
 import { controlInstructions } from "./control.ts";
-import { type Insn } from "./insn.ts";
+import type { Insn } from "./insn.ts";
 import { integerInstructions } from "./integer.ts";
 import { sseInstructions } from "./sse.ts";
 import { stringInstructions } from "./string.ts";

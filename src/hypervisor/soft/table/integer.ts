@@ -5,18 +5,18 @@ import {
   type Operand,
   ops,
   READ_WRITE,
+  type Size,
   sext,
   sext64,
-  type Size,
   wide,
   zeroAddress,
   zext,
   zext64,
 } from "../context.ts";
+import { HELPER } from "../helpers.ts";
 import { FLAGS_SYSTEM, RAX, RBX, RCX, RDX } from "../layout.ts";
 import { I32, I64 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local, select } from "../wasm/expr.ts";
-import { HELPER } from "../helpers.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 
 /** Size of an operand by its table letter. */
@@ -226,9 +226,7 @@ const cmpxchgPair: Semantics = (c) => {
   const address = c.translate(READ_WRITE, lin, 2 * half);
   const low = c.f.let(c.readAt(address, half));
   const high = c.f.let(c.readAt(address, half, half));
-  const equal = c.f.let(
-    i32.and(o.eq(low, c.fixed(RAX, half).read()), o.eq(high, c.fixed(RDX, half).read())),
-  );
+  const equal = c.f.let(i32.and(o.eq(low, c.fixed(RAX, half).read()), o.eq(high, c.fixed(RDX, half).read())));
   c.f.if(
     equal,
     () => {
@@ -263,10 +261,7 @@ function mulHighU(c: Context, a: Expr, b: Expr): Expr {
 function mulHighS(c: Context, a: Expr, b: Expr): Expr {
   const high = mulHighU(c, a, b);
   return c.f.let(
-    i64.sub(
-      i64.sub(high, i64.and(i64.shr_s(a, c64(63)), b)),
-      i64.and(i64.shr_s(b, c64(63)), a),
-    ),
+    i64.sub(i64.sub(high, i64.and(i64.shr_s(a, c64(63)), b)), i64.and(i64.shr_s(b, c64(63)), a)),
   );
 }
 
@@ -350,10 +345,7 @@ const divide =
     );
     if (signed) {
       // The one quotient that overflows the wasm operator itself.
-      f.if(
-        i32.and(i64.eq(dividend, c64(-(1n << 63n))), i64.eq(d, c64(-1))),
-        () => c.raise(0),
-      );
+      f.if(i32.and(i64.eq(dividend, c64(-(1n << 63n))), i64.eq(d, c64(-1))), () => c.raise(0));
     }
     const q = f.let(signed ? i64.div_s(dividend, d) : i64.div_u(dividend, d));
     f.if(i64.ne(q, extend(i32.wrap(q), size)), () => c.raise(0));
@@ -515,13 +507,7 @@ function rotateCarry(
       );
       f.set(cfOut, bit(i64.shr_u(value, far), 0));
     } else {
-      f.set(
-        r,
-        i64.or(
-          i64.or(i64.shr_u(value, n), i64.shl(cf, far)),
-          i64.shl(i64.shl(value, c64(1)), far),
-        ),
-      );
+      f.set(r, i64.or(i64.or(i64.shr_u(value, n), i64.shl(cf, far)), i64.shl(i64.shl(value, c64(1)), far)));
       f.set(cfOut, bit(i64.shr_u(value, i64.sub(n, c64(1))), 0));
     }
   });
@@ -537,10 +523,7 @@ const doubleShift =
     const { f, size } = c;
     const bits = size * 8;
     const count = f.let(
-      i32.and(
-        c.operands[2] === "cb" ? c.fixed(RCX, 1).read() : c32Imm(c),
-        c32(size === 8 ? 63 : 31),
-      ),
+      i32.and(c.operands[2] === "cb" ? c.fixed(RCX, 1).read() : c32Imm(c), c32(size === 8 ? 63 : 31)),
     );
     const fill = f.let(zext64(c.src.read(), size));
     c.dst.modify((a) => {
@@ -594,7 +577,10 @@ const bitTest =
     const mask = f.let(o.shl(konst(size, 1), at));
     let target: Operand = c.dst;
     if (c.mem && c.operands[1]![0] === "G") {
-      const offset = i64.shl(i64.shr_s(sext64(index, size), c64(size === 8 ? 6 : size === 4 ? 5 : 4)), c64(Math.log2(size)));
+      const offset = i64.shl(
+        i64.shr_s(sext64(index, size), c64(size === 8 ? 6 : size === 4 ? 5 : 4)),
+        c64(Math.log2(size)),
+      );
       const narrow = (v: Expr, is32: boolean): Expr => (is32 ? i64.and(v, c64(0xffff_ffffn)) : v);
       const ea = narrow(i64.add(c.effectiveAddress(), offset), c.variant.addr32);
       const base = c.segmentBase();
@@ -714,10 +700,8 @@ export function setLowFlags(c: Context, value: Expr, overflow: Expr): void {
   const v = c.f.let(value);
   c.setFlagZ(i64.extend_u(i32.eqz(i32.and(v, c32(0x40)))));
   // The sign bit, and a low byte of odd parity exactly when PF is 0.
-  c.setFlagS(i64.or(
-      i64.shl(i64.extend_u(i32.and(v, c32(0x80))), c64(56)),
-      i64.extend_u(i32.eqz(i32.and(v, c32(4)))),
-    ),
+  c.setFlagS(
+    i64.or(i64.shl(i64.extend_u(i32.and(v, c32(0x80))), c64(56)), i64.extend_u(i32.eqz(i32.and(v, c32(4))))),
   );
   c.setFlagA(i32.shr_u(i32.and(v, c32(0x10)), c32(1)));
   c.setCarryOverflow(i32.and(v, c32(1)), overflow);
@@ -770,7 +754,9 @@ const hints = (): Insn[] => [
   ...insn("nop", "90", "", nop),
   ...insn("nop", "0f 1f /r", "Ev", nop),
   ...insn("prefetchw", "0f 0d /r", "Mv", nop),
-  ...[0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e].flatMap((op) => insn("nop", `0f ${op.toString(16)} /r`, "Ev", nop)),
+  ...[0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e].flatMap((op) =>
+    insn("nop", `0f ${op.toString(16)} /r`, "Ev", nop),
+  ),
 ];
 
 export const integerInstructions = (): Insn[] => [
@@ -838,7 +824,13 @@ export const integerInstructions = (): Insn[] => [
   ...insn("shrd", "0f ac /r", "Ev,Gv,Ib", doubleShift(false)),
   ...insn("shrd", "0f ad /r", "Ev,Gv,cb", doubleShift(false)),
   ...(["bt", "bts", "btr", "btc"] as const).flatMap((name, n) => [
-    ...insn(name, `0f ${(0xa3 + 8 * n).toString(16)} /r`, "Ev,Gv", bitTest(name), name === "bt" ? {} : { lock: true }),
+    ...insn(
+      name,
+      `0f ${(0xa3 + 8 * n).toString(16)} /r`,
+      "Ev,Gv",
+      bitTest(name),
+      name === "bt" ? {} : { lock: true },
+    ),
     ...insn(name, `0f ba /${4 + n}`, "Ev,Ib", bitTest(name), name === "bt" ? {} : { lock: true }),
   ]),
   ...insn("bsf", "0f bc /r", "Gv,Ev", bitScan(true)),
@@ -863,4 +855,21 @@ export const integerInstructions = (): Insn[] => [
 ];
 
 /** Condition suffixes in encoding order. */
-export const CONDITIONS = ["o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g"];
+export const CONDITIONS = [
+  "o",
+  "no",
+  "b",
+  "ae",
+  "e",
+  "ne",
+  "be",
+  "a",
+  "s",
+  "ns",
+  "p",
+  "np",
+  "l",
+  "ge",
+  "le",
+  "g",
+];

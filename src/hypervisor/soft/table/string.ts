@@ -1,23 +1,13 @@
 /** String instructions, with their repeat prefixes (SDM vol. 1, 7.3.9). */
 import { type Context, ops, PROBE, type Size, WRITE, wide, zeroAddress } from "../context.ts";
-import {
-  ATTENTION,
-  BOUNCE,
-  FLAGS_SYSTEM,
-  RAX,
-  RCX,
-  RDI,
-  REG,
-  RSI,
-} from "../layout.ts";
+import { ATTENTION, BOUNCE, FLAGS_SYSTEM, RAX, RCX, RDI, REG, RSI } from "../layout.ts";
 import { I32 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local, select } from "../wasm/expr.ts";
 import type { Label } from "../wasm/func.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 
 /** rSI, rDI or rCX at the instruction's address size. */
-const pointer = (c: Context, reg: number): Expr =>
-  c.pointer(reg);
+const pointer = (c: Context, reg: number): Expr => c.pointer(reg);
 
 function setPointer(c: Context, reg: number, value: Expr): void {
   c.setGpr(reg, c.variant.addr32 ? i64.and(value, c64(0xffff_ffffn)) : value);
@@ -30,12 +20,14 @@ function advance(c: Context, reg: number, by: Expr): void {
 const truncate = (c: Context, lin: Expr): Expr =>
   c.f.let(c.variant.mode64 ? lin : i64.and(lin, c64(0xffff_ffffn)));
 
-const sourceAddress = (c: Context): Expr =>
-  truncate(c, i64.add(pointer(c, RSI), c.segmentBase()));
+const sourceAddress = (c: Context): Expr => truncate(c, i64.add(pointer(c, RSI), c.segmentBase()));
 
 /** The destination is always in ES, which has base 0 in 64-bit mode. */
 const destinationAddress = (c: Context): Expr =>
-  truncate(c, c.variant.mode64 ? pointer(c, RDI) : i64.add(pointer(c, RDI), i64.load(zeroAddress, REG.segBase)));
+  truncate(
+    c,
+    c.variant.mode64 ? pointer(c, RDI) : i64.add(pointer(c, RDI), i64.load(zeroAddress, REG.segBase)),
+  );
 
 /** +size, or -size with DF set. */
 const step = (c: Context, size: Size): Expr =>

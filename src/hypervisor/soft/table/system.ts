@@ -21,8 +21,7 @@ const cli: Semantics = (c) => {
   c.f.if(
     i32.load(zeroAddress, CPL),
     () => c.helper(HELPER.cli),
-    () =>
-      c.f.store(4, zeroAddress, FLAGS_SYSTEM, i32.and(i32.load(zeroAddress, FLAGS_SYSTEM), c32(~IF))),
+    () => c.f.store(4, zeroAddress, FLAGS_SYSTEM, i32.and(i32.load(zeroAddress, FLAGS_SYSTEM), c32(~IF))),
   );
 };
 /** Interrupts stay off for one more instruction when STI turns them on (SDM vol. 2B, STI). */

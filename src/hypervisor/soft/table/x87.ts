@@ -8,7 +8,9 @@ const viaHelper =
     c.helper(id);
 
 export const x87Instructions = (): Insn[] => [
-  ...Array.from({ length: 8 }, (_, i) => insn("x87", `d${(8 + i).toString(16)} /r`, "Ev", viaHelper(HELPER.x87), { fpu: "x87" })).flat(),
+  ...Array.from({ length: 8 }, (_, i) =>
+    insn("x87", `d${(8 + i).toString(16)} /r`, "Ev", viaHelper(HELPER.x87), { fpu: "x87" }),
+  ).flat(),
   ...insn("fwait", "9b", "", viaHelper(HELPER.fwait)),
   ...insn("fxsave", "np 0f ae /0", "Mv", viaHelper(HELPER.fxsave), { fpu: "x87" }),
   ...insn("fxrstor", "np 0f ae /1", "Mv", viaHelper(HELPER.fxrstor), { fpu: "x87" }),

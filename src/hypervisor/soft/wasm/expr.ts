@@ -244,13 +244,26 @@ function bin64(opcode: number, fold: ((a: bigint, b: bigint) => bigint) | undefi
   };
 }
 
-const cmp = (opcode: number) => (a: Expr, b: Expr): Expr => new Op2(I32, opcode, a, b);
-const un = (type: ValType, opcode: number) => (a: Expr): Expr => new Op1(type, opcode, a);
-const fbin = (type: ValType, opcode: number) => (a: Expr, b: Expr): Expr => new Op2(type, opcode, a, b);
-const load = (type: ValType, opcode: number, align: number) => (address: Expr, offset = 0): Expr =>
-  new Load(type, 0, opcode, align, offset, address);
-const atomicLoad = (type: ValType, opcode: number, align: number) => (address: Expr, offset = 0): Expr =>
-  new Load(type, 0xfe, opcode, align, offset, address);
+const cmp =
+  (opcode: number) =>
+  (a: Expr, b: Expr): Expr =>
+    new Op2(I32, opcode, a, b);
+const un =
+  (type: ValType, opcode: number) =>
+  (a: Expr): Expr =>
+    new Op1(type, opcode, a);
+const fbin =
+  (type: ValType, opcode: number) =>
+  (a: Expr, b: Expr): Expr =>
+    new Op2(type, opcode, a, b);
+const load =
+  (type: ValType, opcode: number, align: number) =>
+  (address: Expr, offset = 0): Expr =>
+    new Load(type, 0, opcode, align, offset, address);
+const atomicLoad =
+  (type: ValType, opcode: number, align: number) =>
+  (address: Expr, offset = 0): Expr =>
+    new Load(type, 0xfe, opcode, align, offset, address);
 
 export const i32 = {
   eqz: un(I32, 0x45),
@@ -282,7 +295,8 @@ export const i32 = {
   shr_u: bin32(0x76, (a, b) => a >>> b, 0),
   rotl: bin32(0x77, undefined, 0),
   rotr: bin32(0x78, undefined, 0),
-  wrap: (a: Expr): Expr => (a.const64 !== undefined ? c32(Number(BigInt.asIntN(32, a.const64))) : un(I32, 0xa7)(a)),
+  wrap: (a: Expr): Expr =>
+    a.const64 !== undefined ? c32(Number(BigInt.asIntN(32, a.const64))) : un(I32, 0xa7)(a),
   extend8_s: un(I32, 0xc0),
   extend16_s: un(I32, 0xc1),
   load: load(I32, 0x28, 2),
@@ -407,13 +421,26 @@ export const f64 = {
   convert_i64_s: un(F64, 0xb9),
 };
 
-const simd2 = (opcode: number) => (a: Expr, b: Expr): Expr => new Simd(V128, opcode, [a, b]);
-const simd1 = (opcode: number) => (a: Expr): Expr => new Simd(V128, opcode, [a]);
-const simdShift = (opcode: number) => (a: Expr, count: Expr): Expr => new Simd(V128, opcode, [a, count]);
-const extract = (type: ValType, opcode: number) => (a: Expr, lane: number): Expr =>
-  new Simd(type, opcode, [a], lane);
-const replace = (opcode: number) => (a: Expr, lane: number, value: Expr): Expr =>
-  new Simd(V128, opcode, [a, value], lane);
+const simd2 =
+  (opcode: number) =>
+  (a: Expr, b: Expr): Expr =>
+    new Simd(V128, opcode, [a, b]);
+const simd1 =
+  (opcode: number) =>
+  (a: Expr): Expr =>
+    new Simd(V128, opcode, [a]);
+const simdShift =
+  (opcode: number) =>
+  (a: Expr, count: Expr): Expr =>
+    new Simd(V128, opcode, [a, count]);
+const extract =
+  (type: ValType, opcode: number) =>
+  (a: Expr, lane: number): Expr =>
+    new Simd(type, opcode, [a], lane);
+const replace =
+  (opcode: number) =>
+  (a: Expr, lane: number, value: Expr): Expr =>
+    new Simd(V128, opcode, [a, value], lane);
 
 /** SIMD operators that SSE2 semantics use (names as in the WebAssembly specification). */
 export const v128 = {

@@ -83,7 +83,14 @@ export class Func {
     this.code.u32(index);
   }
 
-  private storeOp(prefix: number, opcode: number, align: number, address: Expr, offset: number, value: Expr): void {
+  private storeOp(
+    prefix: number,
+    opcode: number,
+    align: number,
+    address: Expr,
+    offset: number,
+    value: Expr,
+  ): void {
     address.emit(this.code);
     value.emit(this.code);
     if (prefix) {
@@ -111,7 +118,12 @@ export class Func {
   }
 
   /** An atomic read-modify-write of `size` bytes; returns the old value in a local of `value`'s type. */
-  atomicRmw(op: "add" | "sub" | "and" | "or" | "xor" | "xchg", size: number, address: Expr, value: Expr): Expr {
+  atomicRmw(
+    op: "add" | "sub" | "and" | "or" | "xor" | "xchg",
+    size: number,
+    address: Expr,
+    value: Expr,
+  ): Expr {
     const first = { add: 0x1e, sub: 0x25, and: 0x2c, or: 0x33, xor: 0x3a, xchg: 0x41 }[op];
     const sizes = value.type === I32 ? { 4: 0, 1: 2, 2: 3 } : { 8: 1, 1: 4, 2: 5, 4: 6 };
     const step = (sizes as Record<number, number>)[size];
@@ -122,7 +134,8 @@ export class Func {
 
   /** An atomic compare-exchange of `size` bytes; returns the old value. */
   atomicCmpxchg(size: number, address: Expr, expected: Expr, replacement: Expr): Expr {
-    const sizes = expected.type === I32 ? { 4: 0x48, 1: 0x4a, 2: 0x4b } : { 8: 0x49, 1: 0x4c, 2: 0x4d, 4: 0x4e };
+    const sizes =
+      expected.type === I32 ? { 4: 0x48, 1: 0x4a, 2: 0x4b } : { 8: 0x49, 1: 0x4c, 2: 0x4d, 4: 0x4e };
     const opcode = (sizes as Record<number, number>)[size];
     if (opcode === undefined) throw new Error(`${this.name}: atomic cmpxchg of ${size} bytes`);
     address.emit(this.code);

@@ -2,7 +2,16 @@
 import { ByteWriter, type ValType } from "./encoding.ts";
 import { Func, type FuncRef } from "./func.ts";
 
-const SECTION = { type: 1, import: 2, function: 3, table: 4, export: 7, element: 9, code: 10, custom: 0 } as const;
+const SECTION = {
+  type: 1,
+  import: 2,
+  function: 3,
+  table: 4,
+  export: 7,
+  element: 9,
+  code: 10,
+  custom: 0,
+} as const;
 
 /** Shared memory the module imports as `env.memory`; sizes in 64 KiB pages. */
 export interface MemoryImport {

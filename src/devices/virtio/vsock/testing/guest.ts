@@ -37,7 +37,7 @@ export class GuestVsock {
       const buffer = this.buffers.get(id)!;
       this.buffers.delete(id);
       const header = decodeHeader(this.driver.ram(buffer.gpa, HEADER_BYTES).slice());
-      const data = this.driver.ram(buffer.gpa + HEADER_BYTES, length - HEADER_BYTES).slice();
+      const data = this.driver.ram(buffer.gpa + HEADER_BYTES, Math.max(0, length - HEADER_BYTES)).slice();
       return { ...header, data };
     });
   }
@@ -64,7 +64,7 @@ export class GuestVsock {
     );
     const parts = [this.driver.readable(bytes)];
     if (data.length > 0) parts.push(this.driver.readable(data));
-    this.driver.request(TX, parts);
-    this.driver.release(mark);
+    const served = this.driver.request(TX, parts) !== undefined;
+    if (served) this.driver.release(mark);
   }
 }
