@@ -37,7 +37,7 @@ import {
 import type { State } from "../../src/hypervisor/soft/state.ts";
 import { SoftVcpu } from "../../src/hypervisor/soft/vcpu.ts";
 import type { BootRegisters, Segment, VcpuEnd } from "../../src/hypervisor/types.ts";
-import { MmuPages } from "./machine.ts";
+import { MmuPages, testJit } from "./machine.ts";
 
 const RAM_BYTES = 4 << 20;
 
@@ -193,7 +193,8 @@ export class Guest {
   mmioRead: SoftBus["mmioRead"] = () => 0xffff_ffff;
   mmioWrite: SoftBus["mmioWrite"] = () => {};
 
-  constructor() {
+  /** `jit`: as SoftVcpu takes it. */
+  constructor(jit: boolean | number = testJit()) {
     const { memory } = createSoftMemory(RAM_BYTES);
     this.memory = memory;
     this.vcpu = new SoftVcpu({
@@ -207,6 +208,7 @@ export class Guest {
       },
       log: (message) => this.logged.push(message),
       interpreter: interpreterModule(),
+      jit,
     });
     this.state = this.vcpu.state;
     this.since = watch(memory);

@@ -82,8 +82,23 @@ export function flatRegisters(cr3: number, cpl: number): BootRegisters {
   };
 }
 
+/**
+ * How the CPUs of tests compile: SPARKLER_TEST_JIT is `off`, or after how many executions a block is compiled
+ * (1: each block at once).
+ */
+export function testJit(): boolean | number {
+  const asked = process.env.SPARKLER_TEST_JIT;
+  if (asked === undefined || asked === "") return true;
+  if (asked === "off") return false;
+  const hot = Number(asked);
+  if (!Number.isInteger(hot) || hot < 1) {
+    throw new Error(`SPARKLER_TEST_JIT is "${asked}": give "off" or a number from 1 up`);
+  }
+  return hot;
+}
+
 export function softMachine(ramBytes = 4 << 20, bus: SoftBus = NO_BUS): { vcpu: SoftVcpu; pages: MmuPages } {
   const { memory } = createSoftMemory(ramBytes);
-  const vcpu = new SoftVcpu({ memory, ramBytes, bus, log: () => {} });
+  const vcpu = new SoftVcpu({ memory, ramBytes, bus, log: () => {}, jit: testJit() });
   return { vcpu, pages: new MmuPages(memory.buffer) };
 }
