@@ -545,6 +545,21 @@ export class Context {
     this.flagsSub(a, b, r, size);
   }
 
+  /**
+   * Flags of `op` on `a` and `b` with result `r`, which `compute` sets. Compiled code computes them when
+   * somebody looks.
+   */
+  flagsLater(
+    _op: "shl" | "shr" | "sar" | "imul",
+    _a: Expr,
+    _b: Expr,
+    _r: Expr,
+    _size: Size,
+    compute: () => void,
+  ): void {
+    compute();
+  }
+
   /** AND, OR, XOR, TEST: CF = OF = 0; AF, which is undefined, 0. */
   flagsLogic(r: Expr, size: Size): void {
     this.setResult(r, size);

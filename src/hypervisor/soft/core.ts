@@ -2,7 +2,7 @@
  * The fixed part of the interpreter module: entering it, finding the next block, and the pseudo-instructions
  * that end or guard blocks. Handlers of real instructions are added by interpreter.ts.
  */
-import { Context, type Variant, zeroAddress } from "./context.ts";
+import { Context, ops, type Size, type Variant, zeroAddress, zext64 } from "./context.ts";
 import {
   ATTENTION,
   BLOCK_ENTRIES,
@@ -23,6 +23,7 @@ import {
   XTLB_SUPERVISOR,
   XTLB_USER,
 } from "./layout.ts";
+import { imulFlags, shiftFlags } from "./table/integer.ts";
 import { I32, I64 } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";
 import type { Func, FuncRef } from "./wasm/func.ts";
@@ -42,7 +43,7 @@ export interface Core {
   readonly dispatch: FuncRef;
   /** (record, taken) -> EXIT code: goes on at the record's direct target or at the next instruction. */
   readonly direct: FuncRef;
-  /** (kind, a, b, r): stores the flags of an operation, see FLAG_OP. */
+  /** (kind, a, b): stores the flags of an operation, see FLAG_OP. */
   readonly flags: FuncRef;
 }
 
@@ -84,7 +85,7 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
   const commit = m.import("commit", [I32, I32, I32], []);
   const dispatch = m.func("dispatch", [I64], [I32]);
   const direct = m.func("direct", [I32, I32], [I32]);
-  const flags = m.func("flags", [I32, I64, I64, I64], []);
+  const flags = m.func("flags", [I32, I64, I64], []);
   const core: Core = {
     handlerType,
     helper,
@@ -207,19 +208,40 @@ function buildDirect(f: Func, core: Core, find: Func, crossing: number): void {
 }
 
 /** Operations whose flags compiled code computes only when somebody looks: kind = operation * 4 + log2(size). */
-export const FLAG_OP = { add: 1, sub: 2, logic: 3 } as const;
+export const FLAG_OP = { add: 1, sub: 2, logic: 3, shl: 4, shr: 5, sar: 6, imul: 7 } as const;
+
+/** Emits the flags of a pending operation: all follow from its operands. */
+export function pendingFlags(c: Context, op: number, a: Expr, b: Expr, size: Size): void {
+  const o = ops(size);
+  switch (op) {
+    case FLAG_OP.add:
+      c.flagsAdd(a, b, c.f.let(o.add(a, b)), size);
+      break;
+    case FLAG_OP.sub:
+      c.flagsSub(a, b, c.f.let(o.sub(a, b)), size);
+      break;
+    case FLAG_OP.logic:
+      c.flagsLogic(a, size);
+      break;
+    case FLAG_OP.imul:
+      imulFlags(c, a, b, size);
+      break;
+    default: {
+      const name = op === FLAG_OP.shl ? "shl" : op === FLAG_OP.shr ? "shr" : "sar";
+      shiftFlags(c, name, c.f.let(zext64(a, size)), zext64(b, size), size);
+    }
+  }
+}
 
 /** Stores FLAG_Z, FLAG_S, FLAG_C and FLAG_A for a pending operation. */
 function buildFlags(f: Func, core: Core): void {
   const c = new Context(core, f, c32(0), PLAIN, []);
-  const [kind, a, b, r] = [f.param(0), f.param(1), f.param(2), f.param(3)];
-  for (const [name, op] of Object.entries(FLAG_OP)) {
+  const [kind, a, b] = [f.param(0), f.param(1), f.param(2)];
+  for (const op of Object.values(FLAG_OP)) {
     for (const size of [1, 2, 4, 8] as const) {
       f.if(i32.eq(kind, c32(op * 4 + Math.log2(size))), () => {
         const at = (value: Expr) => (size === 8 ? value : i32.wrap(value));
-        if (name === "add") c.flagsAdd(at(a), at(b), at(r), size);
-        else if (name === "sub") c.flagsSub(at(a), at(b), at(r), size);
-        else c.flagsLogic(at(r), size);
+        pendingFlags(c, op, at(a), at(b), size);
         f.return();
       });
     }

@@ -25,7 +25,7 @@ interface Exports {
   readonly find: (rip: bigint) => number;
   readonly dispatch: (rip: bigint) => number;
   readonly direct: (record: number, taken: number) => number;
-  readonly flags: (kind: number, a: bigint, b: bigint, r: bigint) => void;
+  readonly flags: (kind: number, a: bigint, b: bigint) => void;
   readonly table: WebAssembly.Table;
 }
 
@@ -221,7 +221,7 @@ export class Interpreter {
       commit: m.import("commit", [I32, I32, I32], []),
       dispatch: m.import("dispatch", [I64], [I32]),
       direct: m.import("direct", [I32, I32], [I32]),
-      flags: m.import("flags", [I32, I64, I64, I64], []),
+      flags: m.import("flags", [I32, I64, I64], []),
     };
     m.importTable(TABLE_SLOTS);
     return { m, core };

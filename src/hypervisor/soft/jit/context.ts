@@ -13,14 +13,11 @@ import {
   zext,
   zext64,
 } from "../context.ts";
-import { type Core, FLAG_OP } from "../core.ts";
+import { type Core, FLAG_OP, pendingFlags } from "../core.ts";
 import { HELPER } from "../helpers.ts";
 import {
   BUDGET,
-  FLAG_A,
-  FLAG_C,
-  FLAG_S,
-  FLAG_Z,
+  EXIT,
   RECORD,
   REG,
   RETURN_DEPTH,
@@ -36,11 +33,11 @@ import { Func, type Label } from "../wasm/func.ts";
 
 /** Where the arithmetic flags are, as the emitter knows it at a point of the code. */
 export type FlagState =
-  /** In the four flag locals. */
-  | { kind: "locals" }
+  /** In the CPU state. */
+  | { kind: "stored" }
   /** Follow from an operation whose operands are at hand. */
-  | { kind: "pending"; op: number; size: Size; a: Expr; b: Expr; r: Expr; carryIn: boolean }
-  /** As the local `flagKind` says at run time: 0 in the locals, else an operation on `flagA`, `flagB`, `flagR`. */
+  | { kind: "pending"; op: number; size: Size; a: Expr; b: Expr; r: Expr }
+  /** As the local `flagKind` says at run time: 0 in the CPU state, else an operation on `flagA` and `flagB`. */
   | { kind: "dynamic" };
 
 /** What all instructions of a region share. */
@@ -51,17 +48,12 @@ export class RegionState {
   readonly vbase: Local;
   readonly tlb: Local;
   readonly budget: Local;
-  readonly z: Local;
-  readonly s: Local;
-  readonly c: Local;
-  readonly a: Local;
   /** Operands of the pending operation, for operands of up to 4 bytes and of 8. */
   readonly pending32: readonly [Local, Local, Local];
   readonly pending64: readonly [Local, Local, Local];
   readonly flagKind: Local;
   readonly flagA: Local;
   readonly flagB: Local;
-  readonly flagR: Local;
   /** Parameters of the exits. */
   readonly exitRecord: Local;
   readonly exitCode: Local;
@@ -81,16 +73,11 @@ export class RegionState {
     this.vbase = f.permanent(I64);
     this.tlb = f.permanent(I32);
     this.budget = f.permanent(I32);
-    this.z = f.permanent(I64);
-    this.s = f.permanent(I64);
-    this.c = f.permanent(I64);
-    this.a = f.permanent(I32);
     this.pending32 = [f.permanent(I32), f.permanent(I32), f.permanent(I32)];
     this.pending64 = [f.permanent(I64), f.permanent(I64), f.permanent(I64)];
     this.flagKind = f.permanent(I32);
     this.flagA = f.permanent(I64);
     this.flagB = f.permanent(I64);
-    this.flagR = f.permanent(I64);
     this.exitRecord = f.permanent(I32);
     this.exitCode = f.permanent(I32);
     this.target = f.permanent(I64);
@@ -108,12 +95,11 @@ export class RegionState {
   /** Makes the flags dynamic: their kind and operands go to locals, nothing is computed. */
   setDynamic(): void {
     const { f, flags } = this;
-    if (flags.kind === "locals") f.set(this.flagKind, c32(0));
+    if (flags.kind === "stored") f.set(this.flagKind, c32(0));
     else if (flags.kind === "pending") {
       f.set(this.flagKind, c32(flags.op * 4 + Math.log2(flags.size)));
       f.set(this.flagA, widen(flags.a));
-      f.set(this.flagB, widen(flags.b));
-      f.set(this.flagR, widen(flags.r));
+      if (flags.op !== FLAG_OP.logic) f.set(this.flagB, widen(flags.b));
     }
   }
 
@@ -134,31 +120,18 @@ export class RegionState {
     const { f, flags } = this;
     if (flags.kind === "pending") {
       const c = new Context(this.core, f, zeroAddress, PLAIN, []);
-      if (flags.op === FLAG_OP.add) c.flagsAdd(flags.a, flags.b, flags.r, flags.size);
-      else if (flags.op === FLAG_OP.sub) c.flagsSub(flags.a, flags.b, flags.r, flags.size);
-      else c.flagsLogic(flags.r, flags.size);
+      pendingFlags(c, flags.op, flags.a, flags.b, flags.size);
       return;
     }
-    const store = () => {
-      f.store(8, zeroAddress, FLAG_Z, this.z);
-      f.store(8, zeroAddress, FLAG_S, this.s);
-      f.store(8, zeroAddress, FLAG_C, this.c);
-      f.store(4, zeroAddress, FLAG_A, this.a);
-    };
-    if (flags.kind === "locals") store();
-    else {
-      f.if(
-        this.flagKind,
-        () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB, this.flagR),
-        store,
-      );
+    if (flags.kind === "dynamic") {
+      f.if(this.flagKind, () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB));
     }
   }
 
-  /** Reads registers and flags again after code that works on the CPU state. */
+  /** Reads the registers again after code that works on the CPU state. */
   reload(): void {
     this.f.later(() => this.registerCode((out) => this.loadRegisters(out)));
-    this.loadFlags(this.f);
+    this.flags = { kind: "stored" };
   }
 
   private loadRegisters(out: Func): void {
@@ -166,14 +139,6 @@ export class RegionState {
       const local = this.gpr[n];
       if (local) out.set(local, i64.load(zeroAddress, REG.gpr + 8 * n));
     }
-  }
-
-  loadFlags(f: Func): void {
-    f.set(this.z, i64.load(zeroAddress, FLAG_Z));
-    f.set(this.s, i64.load(zeroAddress, FLAG_S));
-    f.set(this.c, i64.load(zeroAddress, FLAG_C));
-    f.set(this.a, i32.load(zeroAddress, FLAG_A));
-    f.set(this.flagKind, c32(0));
   }
 
   /** Statements about registers, written once it is known which the region uses. */
@@ -189,8 +154,8 @@ export class RegionState {
     out.set(this.vbase, i64.load(zeroAddress, REG.vbase));
     out.set(this.tlb, i32.load(zeroAddress, TLB_CURRENT));
     out.set(this.budget, i32.load(zeroAddress, BUDGET));
+    out.set(this.exitCode, c32(EXIT.fault));
     this.loadRegisters(out);
-    this.loadFlags(out);
     this.f.prologue.append(out.code.view());
   }
 }
@@ -200,7 +165,7 @@ const PLAIN: Variant = { size: 4, mem: false, lock: false, rep: 0, mode64: true,
 const widen = (value: Expr): Expr => (value.type === I64 ? value : i64.extend_u(value));
 
 /** Instructions whose flags stay pending. All others compute theirs at once. */
-const PENDING = new Set(["add", "or", "adc", "sbb", "and", "sub", "xor", "cmp", "test", "neg"]);
+const PENDING = new Set(["add", "or", "and", "sub", "xor", "cmp", "test", "neg"]);
 /** Instructions that neither read nor write arithmetic flags except through `condition`. */
 const NO_FLAGS = new Set([
   "mov",
@@ -284,10 +249,17 @@ export class JitContext extends Context {
   ) {
     super(region.core, region.f, c32(record), variant, insn.operands);
     this.record = record;
-    this.pendingFlags = PENDING.has(insn.mnemonic);
-    if (!this.pendingFlags && usesFlags(insn)) this.flagsToLocals();
+    this.pendingFlags = PENDING.has(insn.mnemonic) || this.isPendingShift();
+    if (!this.pendingFlags && usesFlags(insn)) this.storeFlags();
   }
   private readonly record: number;
+
+  /** A shift by a constant: its flags follow from operand and count, or stay if the count is 0. */
+  private isPendingShift(): boolean {
+    const [, by] = this.operands;
+    if (this.insn.mnemonic === "imul") return this.operands.length > 1;
+    return /^(shl|shr|sar)$/.test(this.insn.mnemonic) && (by === "Ib" || by === "1");
+  }
 
   // --- the record is known ---------------------------------------------------------------------
 
@@ -347,74 +319,44 @@ export class JitContext extends Context {
 
   // --- flags -------------------------------------------------------------------------------------
 
-  /** Gets the flags into their locals. */
-  private flagsToLocals(): void {
-    const { region, f } = this;
-    const state = region.flags;
-    region.flags = { kind: "locals" };
-    if (state.kind === "pending") {
-      if (state.op === FLAG_OP.add) super.flagsAdd(state.a, state.b, state.r, state.size);
-      else if (state.op === FLAG_OP.sub) super.flagsSub(state.a, state.b, state.r, state.size);
-      else super.flagsLogic(state.r, state.size);
-    } else if (state.kind === "dynamic") {
-      f.if(region.flagKind, () => {
-        f.call(this.core.flags, region.flagKind, region.flagA, region.flagB, region.flagR);
-        region.loadFlags(f);
-      });
-    }
+  /** Gets the flags into the CPU state. */
+  private storeFlags(): void {
+    this.region.writeFlags();
+    this.region.flags = { kind: "stored" };
   }
 
-  override setFlagZ(value: Expr): void {
-    this.f.set(this.region.z, value);
-  }
-  override setFlagS(value: Expr): void {
-    this.f.set(this.region.s, value);
-  }
-  override setFlagC(value: Expr): void {
-    this.f.set(this.region.c, value);
-  }
-  override setFlagA(value: Expr): void {
-    this.f.set(this.region.a, value);
-  }
-  override get flagZ(): Expr {
-    return this.region.z;
-  }
-  override get flagS(): Expr {
-    return this.region.s;
-  }
-  override get flagC(): Expr {
-    return this.region.c;
-  }
-  override get flagA(): Expr {
-    return this.region.a;
-  }
-
-  private pend(op: number, a: Expr, b: Expr, r: Expr, size: Size, carryIn: boolean): void {
+  private pend(op: number, a: Expr, b: Expr, r: Expr, size: Size): void {
     const { f, region } = this;
     const [x, y, z] = size === 8 ? region.pending64 : region.pending32;
     f.set(x, a);
     f.set(y, b);
     f.set(z, r);
-    region.flags = { kind: "pending", op, size, a: x, b: y, r: z, carryIn };
+    region.flags = { kind: "pending", op, size, a: x, b: y, r: z };
   }
 
   override flagsAdd(a: Expr, b: Expr, r: Expr, size: Size): void {
-    if (this.pendingFlags) this.pend(FLAG_OP.add, a, b, r, size, false);
+    if (this.pendingFlags) this.pend(FLAG_OP.add, a, b, r, size);
     else super.flagsAdd(a, b, r, size);
   }
   override flagsSub(a: Expr, b: Expr, r: Expr, size: Size): void {
-    if (this.pendingFlags) this.pend(FLAG_OP.sub, a, b, r, size, false);
+    if (this.pendingFlags) this.pend(FLAG_OP.sub, a, b, r, size);
     else super.flagsSub(a, b, r, size);
   }
-  override flagsAdc(a: Expr, b: Expr, r: Expr, size: Size): void {
-    this.pend(FLAG_OP.add, a, b, r, size, true);
-  }
-  override flagsSbb(a: Expr, b: Expr, r: Expr, size: Size): void {
-    this.pend(FLAG_OP.sub, a, b, r, size, true);
-  }
   override flagsLogic(r: Expr, size: Size): void {
-    if (this.pendingFlags) this.pend(FLAG_OP.logic, r, r, r, size, false);
+    if (this.pendingFlags) this.pend(FLAG_OP.logic, r, r, r, size);
     else super.flagsLogic(r, size);
+  }
+
+  override flagsLater(
+    op: "shl" | "shr" | "sar" | "imul",
+    a: Expr,
+    b: Expr,
+    r: Expr,
+    size: Size,
+    compute: () => void,
+  ): void {
+    if (this.pendingFlags) this.pend(FLAG_OP[op], a, b, r, size);
+    else compute();
   }
 
   override carry(): Expr {
@@ -427,7 +369,7 @@ export class JitContext extends Context {
     return cc & 1 ? i32.eqz(quick) : quick;
   }
 
-  /** An even condition from the pending operation; undefined (flags in locals) when it gives no shortcut. */
+  /** An even condition from the pending operation; undefined (and the flags stored) when it gives no shortcut. */
   private quickCondition(pair: number): Expr | undefined {
     const state = this.region.flags;
     if (state.kind === "pending") {
@@ -444,16 +386,16 @@ export class JitContext extends Context {
         if (pair === 3) return isZero();
         if (pair === 6) return isNegative();
         if (pair === 7) return o.le_s(signed(r), zero);
-      } else if (!state.carryIn && state.op === FLAG_OP.sub) {
+      } else if (state.op === FLAG_OP.sub) {
         const x = zext(a, size);
         const y = zext(b, size);
         if (pair === 1) return o.lt_u(x, y);
         if (pair === 3) return o.le_u(x, y);
         if (pair === 6) return o.lt_s(signed(a), signed(b));
         if (pair === 7) return o.le_s(signed(a), signed(b));
-      } else if (!state.carryIn && pair === 1) return o.lt_u(zext(r, size), zext(a, size));
+      } else if (state.op === FLAG_OP.add && pair === 1) return o.lt_u(zext(r, size), zext(a, size));
     }
-    this.flagsToLocals();
+    this.storeFlags();
     return undefined;
   }
 
@@ -464,7 +406,7 @@ export class JitContext extends Context {
     const saved = region.flags;
     region.setDynamic();
     f.set(region.exitRecord, c32(this.record));
-    f.set(region.exitCode, typeof code === "number" ? c32(code) : code);
+    if (code !== EXIT.fault) f.set(region.exitCode, typeof code === "number" ? c32(code) : code);
     f.br(region.fault);
     region.flags = saved;
   }
@@ -483,7 +425,6 @@ export class JitContext extends Context {
     const code = f.let(this.callHelper(id));
     f.if(code, () => this.stop(code));
     region.reload();
-    region.flags = { kind: "locals" };
     // The helper may have written over the code of this very region.
     f.if(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(this.nextRip()));
   }
@@ -566,7 +507,6 @@ export class JitContext extends Context {
     f.store(8, zeroAddress, REG.vbase, region.vbase);
     region.reload();
     f.set(region.budget, i32.load(zeroAddress, BUDGET));
-    region.flags = { kind: "locals" };
     // The callee may have written over the code of this very region.
     f.if(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(back));
     this.returns();

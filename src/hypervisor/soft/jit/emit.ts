@@ -46,7 +46,7 @@ class Emitter {
       shared.fault = fault;
       f.block((leave) => {
         shared.leave = leave;
-        shared.flags = { kind: "locals" };
+        shared.flags = { kind: "stored" };
         this.tree(this.region.entry);
         f.unreachable();
       });

@@ -303,17 +303,22 @@ const multiply =
 
 /** IMUL with a truncated destination. */
 function imulTruncated(c: Context, a: Expr, b: Expr): void {
-  const { f, size } = c;
+  const { size } = c;
+  const low = c.f.let(ops(size).mul(a, b));
+  c.flagsLater("imul", a, b, low, size, () => imulFlags(c, a, b, size));
+  c.dst.write(low);
+}
+
+/** Flags of an IMUL of `a` and `b` whose product is cut to their size. */
+export function imulFlags(c: Context, a: Expr, b: Expr, size: Size): void {
+  const { f } = c;
   if (size === 8) {
     const low = f.let(i64.mul(a, b));
-    const high = mulHighS(c, a, b);
-    c.dst.write(low);
-    flagsMultiply(c, low, 8, i64.ne(high, i64.shr_s(low, c64(63))));
+    flagsMultiply(c, low, 8, i64.ne(mulHighS(c, a, b), i64.shr_s(low, c64(63))));
     return;
   }
   const product = f.let(i64.mul(sext64(a, size), sext64(b, size)));
   const low = f.let(i32.wrap(product));
-  c.dst.write(low);
   flagsMultiply(c, low, size, i64.ne(product, sext64(low, size)));
 }
 const imul2: Semantics = (c) => {
@@ -425,31 +430,44 @@ const narrow = (value: Expr, size: Size): Expr => (size === 8 ? value : i32.wrap
 const bit = (value: Expr, n: Expr | number): Expr =>
   i32.and(i32.wrap(i64.shr_u(value, typeof n === "number" ? c64(n) : n)), c32(1));
 
-function plainShift(c: Context, name: ShiftName, value: Expr, count: Expr, out: Local, size: Size): void {
+type PlainShift = "shl" | "shr" | "sar";
+
+function plainShift(c: Context, name: PlainShift, value: Expr, count: Expr, out: Local, size: Size): void {
+  const n = c.f.let(i64.extend_u(count));
+  const result = narrow(shifted(name, value, n, size), size);
+  c.f.set(out, result);
+  c.flagsLater(name, narrow(value, size), narrow(n, size), out, size, () =>
+    shiftFlags(c, name, value, n, size),
+  );
+}
+
+/** SHL, SHR or SAR of a zero-extended value; bits above the operand mean nothing. */
+function shifted(name: PlainShift, value: Expr, n: Expr, size: Size): Expr {
+  if (name === "shl") return i64.shl(value, n);
+  if (name === "shr") return i64.shr_u(value, n);
+  return i64.shr_s(size === 8 ? value : sext64(i32.wrap(value), size), n);
+}
+
+/** Flags of a shift of a zero-extended `value` by `n`, 1 or more. */
+export function shiftFlags(c: Context, name: PlainShift, value: Expr, n: Expr, size: Size): void {
   const { f } = c;
   const bits = size * 8;
-  const n = f.let(i64.extend_u(count));
   const nMinus1 = f.let(i64.sub(n, c64(1)));
-  let result: Expr;
+  const result = f.let(shifted(name, value, n, size));
   let cf: Expr;
   let of: Expr;
   if (name === "shl") {
-    result = f.let(i64.shl(value, n));
     // For narrow operands the last bit shifted out lies just above the operand (0 once all are gone).
     cf = f.let(bit(i64.shl(value, nMinus1), bits - 1));
     of = i32.xor(cf, bit(result, bits - 1));
   } else if (name === "shr") {
-    result = f.let(i64.shr_u(value, n));
     cf = f.let(bit(value, nMinus1));
     of = bit(value, bits - 1);
     // Hardware gives OF = MSB of the original only for a count of 1; it is undefined beyond.
   } else {
-    const signed = f.let(size === 8 ? value : sext64(i32.wrap(value), size));
-    result = f.let(i64.shr_s(signed, n));
-    cf = f.let(bit(i64.shr_s(signed, nMinus1), 0));
+    cf = f.let(bit(shifted("sar", value, nMinus1, size), 0));
     of = c32(0);
   }
-  f.set(out, narrow(result, size));
   c.setResult(narrow(result, size), size);
   c.setCarryOverflow(cf, of);
   c.setFlagA(c32(0));
