@@ -24,6 +24,7 @@ import {
   XTLB_USER,
 } from "./layout.ts";
 import { imulFlags, shiftFlags } from "./table/integer.ts";
+import { buildWalker } from "./walker.ts";
 import { I32, I64 } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";
 import type { Func, FuncRef } from "./wasm/func.ts";
@@ -81,10 +82,12 @@ function runRecord(f: Func, core: Core, record: Expr): void {
 export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots } {
   const handlerType = m.signature([I32], [I32]);
   const helper = m.import("helper", [I32, I32], [I32]);
-  const slow = m.import("slow", [I32, I32, I32], [I32]);
+  const slowPath = m.import("slow", [I32, I32, I32], [I32]);
   const commit = m.import("commit", [I32, I32, I32], []);
   const dispatch = m.func("dispatch", [I64], [I32]);
   const direct = m.func("direct", [I32, I32], [I32]);
+  const walker = buildWalker(m, slowPath);
+  const slow = walker.miss;
   const flags = m.func("flags", [I32, I64, I64], []);
   const core: Core = {
     handlerType,
@@ -99,12 +102,13 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
   m.export("flags", flags);
 
   const pseudo = buildPseudo(m, core);
-  const find = buildFind(m, pseudo.stale);
+  const find = buildFind(m, pseudo.stale, walker.fetch);
   buildDispatch(dispatch, core, find);
   buildDirect(direct, core, find, pseudo.crossing);
   m.export("dispatch", dispatch);
   m.export("direct", direct);
   m.export("find", find);
+  m.exportRef("miss", slow);
 
   const enter = m.func("enter", [I32], [I32]);
   runRecord(enter, core, enter.param(0));
@@ -115,7 +119,7 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
 }
 
 /** find(rip) -> record of the block at RIP, or 0: execute TLB, then the block table. Never runs anything. */
-function buildFind(m: ModuleBuilder, stale: number): Func {
+function buildFind(m: ModuleBuilder, stale: number, fetch: FuncRef): Func {
   const f = m.func("find", [I64], [I32]);
   const rip = f.param(0);
   const entry = f.let(
@@ -124,7 +128,10 @@ function buildFind(m: ModuleBuilder, stale: number): Func {
       select(i32.load(zeroAddress, CPL), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
     ),
   );
-  f.if(i64.ne(i64.load(entry), i64.and(rip, c64(-4096))), () => f.return(c32(0)));
+  f.if(i64.ne(i64.load(entry), i64.and(rip, c64(-4096))), () => {
+    const there = f.call(fetch, i32.wrap(rip), i32.wrap(i64.shr_u(rip, c64(32))));
+    f.if(i32.eqz(there), () => f.return(c32(0)));
+  });
   const physical = f.let(i32.or(i32.load(entry, 8), i32.and(i32.wrap(rip), c32(4095))));
   const mode = f.let(i32.load(zeroAddress, MODE));
   const slot = f.local(I32);

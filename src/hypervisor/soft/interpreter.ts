@@ -25,6 +25,7 @@ interface Exports {
   readonly find: (rip: bigint) => number;
   readonly dispatch: (rip: bigint) => number;
   readonly direct: (record: number, taken: number) => number;
+  readonly miss: (low: number, high: number, descriptor: number) => number;
   readonly flags: (kind: number, a: bigint, b: bigint) => void;
   readonly table: WebAssembly.Table;
 }
@@ -217,7 +218,7 @@ export class Interpreter {
     const core: Core = {
       handlerType: m.signature([I32], [I32]),
       helper: m.import("helper", [I32, I32], [I32]),
-      slow: m.import("slow", [I32, I32, I32], [I32]),
+      slow: m.import("miss", [I32, I32, I32], [I32]),
       commit: m.import("commit", [I32, I32, I32], []),
       dispatch: m.import("dispatch", [I64], [I32]),
       direct: m.import("direct", [I32, I32], [I32]),
@@ -229,9 +230,9 @@ export class Interpreter {
 
   /** Compiles an {@link extension} and puts its functions into the table. */
   instantiate(m: ModuleBuilder): void {
-    const { dispatch, direct, flags, table } = this.exports;
+    const { dispatch, direct, flags, miss, table } = this.exports;
     new WebAssembly.Instance(new WebAssembly.Module(m.encode() as Uint8Array<ArrayBuffer>), {
-      env: { memory: this.memory, ...this.imports, dispatch, direct, flags, table },
+      env: { memory: this.memory, ...this.imports, dispatch, direct, flags, miss, table },
     });
   }
 }

@@ -82,6 +82,10 @@ export const LINEAR = 368;
 
 /** i32: calls of compiled code that wait for their return on the WebAssembly stack; see RETURN_STACK. */
 export const RETURN_DEPTH = 376;
+/** i32: entries of TLB_LOG. */
+export const TLB_LOG_COUNT = 380;
+/** i32: bytes of guest RAM, unsigned. */
+export const RAM_SIZE = 384;
 
 /** 16 bytes, 64 aligned: where slow memory accesses leave or take their data. */
 export const BOUNCE = 448;
@@ -157,6 +161,15 @@ export const XTLB_ENTRIES = 1024;
 export const XTLB_BYTES = XTLB_ENTRIES * 16;
 export const XTLB_SUPERVISOR = TLB_USER + 2 * TLB_BYTES;
 export const XTLB_USER = XTLB_SUPERVISOR + XTLB_BYTES;
+/** Word offsets of the TLB entries that a CR3 load must drop, each once: TLB_LISTED has a byte an entry. */
+export const TLB_LOG = 0x3_8000;
+export const TLB_LISTED = 0x4_4000;
+/**
+ * By hash of a 2 MiB or 1 GiB region: bit 0 or 1 set when parts of a page of that size may be cached. INVLPG must
+ * drop all of them (SDM vol. 3A, 4.10.4.1), and the TLBs hold them as 4 KiB pages.
+ */
+export const TLB_LARGE = 0x4_8000;
+export const LARGE_SLOTS = 1 << 14;
 /** Jump cache: { i64 RIP xor mode tag, i32 record, i32 }. */
 export const JUMP_ENTRIES = 4096;
 export const JUMP_CACHE = 0x6_0000;

@@ -15,10 +15,16 @@ import {
   GUEST_BASE,
   JUMP_CACHE,
   JUMP_ENTRIES,
+  LARGE_SLOTS,
+  RAM_SIZE,
   REG,
   SS,
   TLB_BYTES,
   TLB_ENTRIES,
+  TLB_LARGE,
+  TLB_LISTED,
+  TLB_LOG,
+  TLB_LOG_COUNT,
   TLB_SUPERVISOR,
   TLB_USER,
   XTLB_BYTES,
@@ -56,8 +62,6 @@ const RESERVED_HIGH = 0x000f_ff00;
 /** All TLBs together, and their entries. */
 const TLBS_END = XTLB_USER + XTLB_BYTES;
 const ALL_ENTRIES = (TLBS_END - TLB_SUPERVISOR) / 16;
-/** Slots of the table that says which large pages may be cached. */
-const LARGE_SLOTS = 1 << 14;
 
 /** "Vector" of a refusal (see {@link Mmu} refuse): the instruction is to be interpreted. */
 export const INTERPRET = -2;
@@ -84,15 +88,6 @@ export class Mmu {
   private pendingSecond = 0;
   /** The access under way comes from compiled code. */
   private compiled = false;
-  /** Indices (TLB word offsets) of entries that a CR3 load must drop. */
-  private readonly nonGlobal: number[] = [];
-  /** 1 for an entry (by number) that is on that list. */
-  private readonly listed = new Uint8Array(ALL_ENTRIES);
-  /**
-   * By hash of a 2 MiB or 1 GiB region: bit 1 or 2 set when parts of a page of that size may be cached. INVLPG
-   * must drop all of them (SDM vol. 3A, 4.10.4.1), and the TLBs hold them as 4 KiB pages.
-   */
-  private readonly large = new Uint8Array(LARGE_SLOTS);
   /** Statistics. */
   misses = 0;
 
@@ -104,6 +99,7 @@ export class Mmu {
   ) {
     this.i32 = state.i32;
     this.u8 = state.bytes;
+    this.i32[RAM_SIZE >> 2] = ramBytes | 0;
     this.flushAll();
     this.flushJumpCache();
   }
@@ -216,17 +212,18 @@ export class Mmu {
 
   /** Remembers what a later flush has to know of the entry just filled at word `at`. */
   private track(at: number, low: number, high: number): void {
-    if (this.leafLevel > 0) this.large[largeSlot(low, high, this.leafLevel)]! |= this.leafLevel;
+    if (this.leafLevel > 0) this.u8[TLB_LARGE + largeSlot(low, high, this.leafLevel)]! |= this.leafLevel;
     if (this.leafGlobal) return;
     const number = (at - (TLB_SUPERVISOR >> 2)) >> 2;
-    if (this.listed[number] !== 0) return;
-    this.listed[number] = 1;
-    this.nonGlobal.push(at);
+    if (this.u8[TLB_LISTED + number] !== 0) return;
+    this.u8[TLB_LISTED + number] = 1;
+    const { i32 } = this;
+    i32[(TLB_LOG >> 2) + i32[TLB_LOG_COUNT >> 2]!++] = at;
   }
 
   /** Entries that the next CR3 load drops. */
   get tracked(): number {
-    return this.nonGlobal.length;
+    return this.i32[TLB_LOG_COUNT >> 2]!;
   }
 
   /** True if decoded code covers any of `[physical, physical+size)`, which stays within a page. */
@@ -269,20 +266,22 @@ export class Mmu {
   /** Drops every translation, global or not. */
   flushAll(): void {
     this.u8.fill(0xff, TLB_SUPERVISOR, TLBS_END);
-    this.nonGlobal.length = 0;
-    this.listed.fill(0);
-    this.large.fill(0);
+    this.i32[TLB_LOG_COUNT >> 2] = 0;
+    this.u8.fill(0, TLB_LISTED, TLB_LISTED + ALL_ENTRIES);
+    this.u8.fill(0, TLB_LARGE, TLB_LARGE + LARGE_SLOTS);
   }
 
   /** Drops what a CR3 load drops: everything that is not global. */
   flushNonGlobal(): void {
-    const { i32, nonGlobal } = this;
-    for (const at of nonGlobal) {
+    const { i32, u8 } = this;
+    const count = i32[TLB_LOG_COUNT >> 2]!;
+    for (let n = 0; n < count; n++) {
+      const at = i32[(TLB_LOG >> 2) + n]!;
       i32[at] = -1;
       i32[at + 1] = -1;
-      this.listed[(at - (TLB_SUPERVISOR >> 2)) >> 2] = 0;
+      u8[TLB_LISTED + ((at - (TLB_SUPERVISOR >> 2)) >> 2)] = 0;
     }
-    nonGlobal.length = 0;
+    i32[TLB_LOG_COUNT >> 2] = 0;
   }
 
   /** INVLPG: drops the translations of one page, global or not, of every privilege. */
@@ -301,8 +300,8 @@ export class Mmu {
     }
     drop(XTLB_SUPERVISOR, XTLB_ENTRIES);
     drop(XTLB_USER, XTLB_ENTRIES);
-    if (this.large[largeSlot(low, high, 1)]! & 1) this.flushRegion(low, high, -1 << 21);
-    if (this.large[largeSlot(low, high, 2)]! & 2) this.flushRegion(low, high, -1 << 30);
+    if (this.u8[TLB_LARGE + largeSlot(low, high, 1)]! & 1) this.flushRegion(low, high, -1 << 21);
+    if (this.u8[TLB_LARGE + largeSlot(low, high, 2)]! & 2) this.flushRegion(low, high, -1 << 30);
   }
 
   /** Drops the translations of the region of a large page; `mask` has the bits of the region's address. */
@@ -516,7 +515,7 @@ export class Mmu {
   }
 }
 
-/** Slot in {@link Mmu} `large` of the 2 MiB (level 1) or 1 GiB (level 2) region of a linear address. */
+/** Slot in TLB_LARGE of the 2 MiB (level 1) or 1 GiB (level 2) region of a linear address. */
 function largeSlot(low: number, high: number, level: number): number {
   const region = level === 1 ? (high << 11) | (low >>> 21) : (high << 2) | (low >>> 30);
   return (Math.imul(region, 0x9e37_79b1) >>> 18) & (LARGE_SLOTS - 1);

@@ -70,7 +70,10 @@ export class ModuleBuilder {
   }
 
   export(name: string, f: Func): void {
-    this.exported.push({ name, index: f.ref.index });
+    this.exportRef(name, f.ref);
+  }
+  exportRef(name: string, ref: FuncRef): void {
+    this.exported.push({ name, index: ref.index });
   }
 
   /** Declares the function table, exported as `table`; `size` slots. */
