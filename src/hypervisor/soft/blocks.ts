@@ -62,9 +62,17 @@ export class Blocks {
     private readonly jit: Jit | undefined,
   ) {}
 
-  /** Compiles the block whose counting record is `record`. */
+  /**
+   * Compiles the block whose counting record is `record`, if it lies in `physicalPage`: the page tables may lead
+   * elsewhere by now, and a region must not take in blocks of another page, which are dropped without it.
+   */
   compile(record: number, physicalPage: number): void {
-    const mode = this.state.get(MODE);
+    const { state } = this;
+    if (!this.pages.get(physicalPage / 4096)?.includes(record)) {
+      state.set(record + RECORD.slot, this.interpreter.pseudo.skip);
+      return;
+    }
+    const mode = state.get(MODE);
     this.jit!.request(record, (offset) => this.find(physicalPage + offset, mode));
   }
 

@@ -194,7 +194,7 @@ export class Context {
   /** Calls the TypeScript helper `id`, which may end the instruction with a fault or a changed machine. */
   helper(id: number): void {
     const code = this.callHelper(id);
-    this.f.if(code, () => this.leave(code));
+    this.f.ifRarely(code, () => this.leave(code));
   }
 
   /** A helper that always ends the block and says how. */
@@ -363,14 +363,12 @@ export class Context {
       ? i64.and(lin, c64(-4096 | (size - 1)))
       : i64.and(size === 1 ? lin : i64.add(lin, c64(size - 1)), c64(-4096));
     const address = f.local(I32);
-    f.if(
-      i64.eq(i64.load(entry, way), tag),
-      () => f.set(address, i32.add(i32.wrap(lin), i32.load(entry, way + 8))),
-      () => {
-        f.set(address, this.slow(kind, lin, size));
-        f.if(i32.eqz(address), () => this.leave(EXIT.fault));
-      },
-    );
+    // The addend is read in any case, so that a hit needs no jump.
+    f.set(address, i32.add(i32.wrap(lin), i32.load(entry, way + 8)));
+    f.ifRarely(i64.ne(i64.load(entry, way), tag), () => {
+      f.set(address, this.slow(kind, lin, size));
+      f.ifRarely(i32.eqz(address), () => this.leave(EXIT.fault));
+    });
     return address;
   }
 
@@ -400,7 +398,7 @@ export class Context {
 
   /** Makes a write that went to the bounce buffer real. */
   commit(address: Expr, lin: Expr, size: number): void {
-    this.f.if(i32.eq(address, c32(BOUNCE)), () => {
+    this.f.ifRarely(i32.eq(address, c32(BOUNCE)), () => {
       this.f.call(this.core.commit, i32.wrap(lin), i32.wrap(i64.shr_u(lin, c64(32))), c32(size));
     });
   }
@@ -448,7 +446,7 @@ export class Context {
   }
 
   checkAlignment(lin: Expr): void {
-    this.f.if(i32.and(i32.wrap(lin), c32(15)), () => this.raise(13, 0));
+    this.f.ifRarely(i32.and(i32.wrap(lin), c32(15)), () => this.raise(13, 0));
   }
 
   // --- stack -----------------------------------------------------------------------------------

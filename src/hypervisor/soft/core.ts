@@ -128,9 +128,9 @@ function buildFind(m: ModuleBuilder, stale: number, fetch: FuncRef): Func {
       select(i32.load(zeroAddress, CPL), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
     ),
   );
-  f.if(i64.ne(i64.load(entry), i64.and(rip, c64(-4096))), () => {
+  f.ifRarely(i64.ne(i64.load(entry), i64.and(rip, c64(-4096))), () => {
     const there = f.call(fetch, i32.wrap(rip), i32.wrap(i64.shr_u(rip, c64(32))));
-    f.if(i32.eqz(there), () => f.return(c32(0)));
+    f.ifRarely(i32.eqz(there), () => f.return(c32(0)));
   });
   const physical = f.let(i32.or(i32.load(entry, 8), i32.and(i32.wrap(rip), c32(4095))));
   const mode = f.let(i32.load(zeroAddress, MODE));
@@ -158,7 +158,7 @@ function buildFind(m: ModuleBuilder, stale: number, fetch: FuncRef): Func {
 
 function buildDispatch(f: Func, core: Core, find: Func): void {
   const rip = f.param(0);
-  f.if(i32.eqz(running()), () => {
+  f.ifRarely(i32.eqz(running()), () => {
     f.store(8, zeroAddress, RIP, rip);
     f.return(c32(EXIT.attention));
   });
@@ -172,7 +172,7 @@ function buildDispatch(f: Func, core: Core, find: Func): void {
     () => f.set(record, i32.load(entry, JUMP_CACHE + 8)),
     () => {
       f.set(record, f.call(find.ref, rip));
-      f.if(i32.eqz(record), () => {
+      f.ifRarely(i32.eqz(record), () => {
         f.store(8, zeroAddress, RIP, rip);
         f.return(c32(EXIT.decode));
       });
@@ -200,12 +200,12 @@ function buildDirect(f: Func, core: Core, find: Func, crossing: number): void {
   f.if(i32.eqz(i32.and(i32.load(zeroAddress, MODE), c32(1))), () =>
     f.set(rip, i64.and(rip, c64(0xffff_ffffn))),
   );
-  f.if(i64.ge_u(target, c64(4096)), () => f.returnCall(core.dispatch, rip));
+  f.ifRarely(i64.ge_u(target, c64(4096)), () => f.returnCall(core.dispatch, rip));
   f.store(8, zeroAddress, RIP, rip);
-  f.if(i32.eqz(running()), () => f.return(c32(EXIT.attention)));
+  f.ifRarely(i32.eqz(running()), () => f.return(c32(EXIT.attention)));
   // Source and target share a page, virtual and physical: the link stays right whatever is mapped later.
   const record = f.let(f.call(find.ref, rip));
-  f.if(i32.eqz(record), () => f.return(c32(EXIT.decode)));
+  f.ifRarely(i32.eqz(record), () => f.return(c32(EXIT.decode)));
   // All but a block that crosses into the next page: it may be dropped without this page's blocks.
   f.if(i32.ne(i32.load(record), c32(crossing)), () =>
     f.store(4, i32.add(ip, select(taken, c32(RECORD.taken), c32(RECORD.fallthrough))), 0, record),
@@ -270,8 +270,9 @@ function buildPseudo(m: ModuleBuilder, core: Core): PseudoSlots {
         select(i32.load(zeroAddress, CPL), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
       ),
     );
-    f.if(i32.or(i64.ne(i64.load(entry), page), i32.ne(i32.load(entry, 8), i32.load(c.ip, RECORD.imm))), () =>
-      c.leave(EXIT.crossing),
+    f.ifRarely(
+      i32.or(i64.ne(i64.load(entry), page), i32.ne(i32.load(entry, 8), i32.load(c.ip, RECORD.imm))),
+      () => c.leave(EXIT.crossing),
     );
     c.next();
     f.unreachable();
@@ -284,7 +285,7 @@ function buildPseudo(m: ModuleBuilder, core: Core): PseudoSlots {
   const count = handler("count", (c, f) => {
     const left = f.let(i32.sub(i32.load(c.ip, RECORD.countdown), c32(1)));
     f.store(4, c.ip, RECORD.countdown, left);
-    f.if(i32.le_s(left, c32(0)), () => c.leave(EXIT.hot));
+    f.ifRarely(i32.le_s(left, c32(0)), () => c.leave(EXIT.hot));
     c.next();
     f.unreachable();
   });

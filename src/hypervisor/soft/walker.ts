@@ -63,7 +63,7 @@ const isUser = (): Expr => i32.load(zeroAddress, CPL);
 function buildWalk(m: ModuleBuilder): Func {
   const f = m.func("walk", [I32, I32, I32], [I32]);
   const [low, high, access] = [f.param(0), f.param(1), f.param(2)];
-  const giveUpIf = (cond: Expr) => f.if(cond, () => f.return(c32(0)));
+  const giveUpIf = (cond: Expr) => f.ifRarely(cond, () => f.return(c32(0)));
   giveUpIf(i32.ge_s(i32.load(zeroAddress, CR0), c32(0)));
   giveUpIf(i32.ne(i32.shr_s(i32.shl(high, c32(16)), c32(16)), high));
   giveUpIf(i32.load(zeroAddress, CR3 + 4));
@@ -89,9 +89,7 @@ function buildWalk(m: ModuleBuilder): Func {
     const want = f.let(select(i32.eq(access, c32(DATA_WRITE)), c32(A | D), c32(A)));
     giveUpIf(i32.ne(i32.and(word, want), want));
     const mask = level === 0 ? 0xfff : level === 1 ? 0x1f_ffff : 0x3fff_ffff;
-    const page = f.let(
-      i32.or(i32.and(word, c32(~mask & ~0xfff)), i32.and(low, c32(mask & ~0xfff))),
-    );
+    const page = f.let(i32.or(i32.and(word, c32(~mask & ~0xfff)), i32.and(low, c32(mask & ~0xfff))));
     giveUpIf(i32.ge_u(page, i32.load(zeroAddress, RAM_SIZE)));
     const global = i32.and(
       i32.ne(i32.and(word, c32(G)), c32(0)),
@@ -113,12 +111,7 @@ function buildWalk(m: ModuleBuilder): Func {
     f.set(word, i32.wrap(entry));
     giveUpIf(i32.eqz(i32.and(word, c32(P))));
     giveUpIf(i64.ne(i64.and(entry, c64(HIGH)), c64(0)));
-    giveUpIf(
-      i32.and(
-        i64.lt_s(entry, c64(0)),
-        i32.eqz(i32.and(i32.load(zeroAddress, EFER), c32(EFER_NXE))),
-      ),
-    );
+    giveUpIf(i32.and(i64.lt_s(entry, c64(0)), i32.eqz(i32.and(i32.load(zeroAddress, EFER), c32(EFER_NXE)))));
     f.set(rights, i32.and(rights, word));
     f.set(denied, i64.or(denied, entry));
     if (level === 0) leaf(0);
@@ -181,20 +174,18 @@ export function buildWalker(m: ModuleBuilder, slow: FuncRef): Walker {
     const [low, high, descriptor] = [f.param(0), f.param(1), f.param(2)];
     const full = () => f.returnCall(slow, low, high, descriptor);
     const size = i32.and(descriptor, c32(0xff));
-    f.if(i32.gt_u(i32.add(i32.and(low, c32(0xfff)), size), c32(4096)), full);
-    f.if(i32.and(descriptor, c32(LOCKED << 8)), full);
+    f.ifRarely(i32.gt_u(i32.add(i32.and(low, c32(0xfff)), size), c32(4096)), full);
+    f.ifRarely(i32.and(descriptor, c32(LOCKED << 8)), full);
     const kind = f.let(i32.and(i32.shr_u(descriptor, c32(8)), c32(0x3f)));
     const reads = i32.or(i32.eq(kind, c32(READ)), i32.eq(kind, c32(PROBE)));
     const writes = f.let(i32.eqz(reads));
-    const found = f.let(
-      f.call(walk.ref, low, high, select(writes, c32(DATA_WRITE), c32(DATA_READ))),
-    );
-    f.if(i32.eqz(found), full);
+    const found = f.let(f.call(walk.ref, low, high, select(writes, c32(DATA_WRITE), c32(DATA_READ))));
+    f.ifRarely(i32.eqz(found), full);
     const page = f.let(pageOf(found));
     // A page with decoded code takes no write entry: each write there is looked at.
     f.if(writes, () => {
       const lines = i64.load(i32.shr_u(page, c32(9)), CODE_LINES);
-      f.if(i64.ne(lines, c64(0)), full);
+      f.ifRarely(i64.ne(lines, c64(0)), full);
     });
     const entry = f.let(
       i32.add(

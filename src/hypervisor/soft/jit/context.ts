@@ -416,17 +416,17 @@ export class JitContext extends Context {
     if (id === HELPER.sseScalar) {
       // Touches XMM state and MXCSR only.
       const code = f.let(this.callHelper(id));
-      f.if(code, () => this.leave(code));
+      f.ifRarely(code, () => this.leave(code));
       return;
     }
     if (this.mem) this.linearAddress();
     region.writeFlags();
     region.writeRegisters();
     const code = f.let(this.callHelper(id));
-    f.if(code, () => this.stop(code));
+    f.ifRarely(code, () => this.stop(code));
     region.reload();
     // The helper may have written over the code of this very region.
-    f.if(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(this.nextRip()));
+    f.ifRarely(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(this.nextRip()));
   }
 
   override endWithHelper(id: number): void {
@@ -496,19 +496,19 @@ export class JitContext extends Context {
     region.writeFlags();
     region.writeRegisters();
     const depth = f.let(i32.load(zeroAddress, RETURN_DEPTH));
-    f.if(i32.ge_u(depth, c32(RETURN_LIMIT)), () => f.returnCall(this.core.dispatch, target));
+    f.ifRarely(i32.ge_u(depth, c32(RETURN_LIMIT)), () => f.returnCall(this.core.dispatch, target));
     const back = f.let(this.nextRip());
     f.store(8, i32.shl(depth, c32(3)), RETURN_STACK, back);
     f.store(4, zeroAddress, RETURN_DEPTH, i32.add(depth, c32(1)));
     const code = record
       ? f.callIndirect(this.core.handlerType, I32, i32.load(c32(record)), c32(record))
       : f.call(this.core.dispatch, target);
-    f.if(code, () => f.return(code));
+    f.ifRarely(code, () => f.return(code));
     f.store(8, zeroAddress, REG.vbase, region.vbase);
     region.reload();
     f.set(region.budget, i32.load(zeroAddress, BUDGET));
     // The callee may have written over the code of this very region.
-    f.if(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(back));
+    f.ifRarely(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(back));
     this.returns();
   }
 

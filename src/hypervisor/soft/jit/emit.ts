@@ -164,10 +164,15 @@ class Emitter {
     }
     // Going back is where interrupts and the end of the slice are noticed.
     const running = i32.ge_s(i32.or(shared.budget, i32.load(zeroAddress, ATTENTION)), c32(0));
-    f.if(running, () => {
-      this.enter(target);
-      f.br(loop);
-    });
+    f.if(
+      running,
+      () => {
+        this.enter(target);
+        f.br(loop);
+      },
+      undefined,
+      true,
+    );
     exit();
   }
 }

@@ -19,6 +19,12 @@ const BATCH = 12;
 /** Milliseconds after which an incomplete batch is compiled. */
 const PATIENCE = 4;
 
+/**
+ * Compiled regions at most. They share the interpreter's table with its handlers, which are some 2,100 and up to
+ * 6,800 with every form of 32-bit code; 16,384 slots hold both.
+ */
+export const MAX_REGIONS = 8192;
+
 /** How many times HOT a block inside a compiled region must run before it gets a region of its own. */
 const POSTPONED = 8;
 
@@ -31,12 +37,14 @@ export class Jit {
   private requests: Request[] = [];
   /** When the oldest request came. */
   private since = 0;
-  /** Slots of compiled regions. */
-  private readonly live = new Set<number>();
+  /** Slots of compiled regions, and the records that they stand in. */
+  private readonly live = new Map<number, number>();
   /** Statistics. */
   regions = 0;
   instructions = 0;
   failed = 0;
+  /** Times that everything compiled was dropped because there was too much. */
+  evictions = 0;
   /** Milliseconds spent. */
   time = 0;
 
@@ -45,6 +53,7 @@ export class Jit {
     private readonly interpreter: Interpreter,
     /** Executions of a block before it is compiled. Tests set 1. */
     readonly hot = HOT,
+    private readonly maxRegions = MAX_REGIONS,
   ) {}
 
   /** Asks for the region around the block whose counting record is `record`, which goes on uncounted. */
@@ -64,6 +73,7 @@ export class Jit {
     const { state, interpreter } = this;
     const { skip, stale } = interpreter.pseudo;
     const started = performance.now();
+    if (this.live.size + this.requests.length > this.maxRegions) this.evict();
     const { m, core } = interpreter.extension();
     const done: { record: number; slot: number }[] = [];
     const covered = new Set<number>();
@@ -87,7 +97,7 @@ export class Jit {
     if (done.length > 0) interpreter.instantiate(m);
     for (const { record, slot } of done) {
       state.set(record + RECORD.slot, slot);
-      this.live.add(slot);
+      this.live.set(slot, record);
     }
     for (const record of covered) this.postpone(record);
     this.regions += done.length;
@@ -109,9 +119,21 @@ export class Jit {
     if (this.live.delete(slot)) this.interpreter.release(slot);
   }
 
+  /** Drops all that is compiled: what is still hot comes back soon, and the rest is the larger part by far. */
+  private evict(): void {
+    const { count } = this.interpreter.pseudo;
+    for (const [slot, record] of this.live) {
+      this.state.set(record + RECORD.slot, count);
+      this.state.set(record + RECORD.countdown, this.hot);
+      this.interpreter.release(slot);
+    }
+    this.live.clear();
+    this.evictions++;
+  }
+
   /** Frees everything and forgets what was asked for. */
   clear(): void {
-    for (const slot of this.live) this.interpreter.release(slot);
+    for (const slot of this.live.keys()) this.interpreter.release(slot);
     this.live.clear();
     this.requests = [];
   }

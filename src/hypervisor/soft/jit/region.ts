@@ -180,7 +180,10 @@ function order(entry: RegionBlock, byOffset: Map<number, RegionBlock>): Region {
   entry.dominator = undefined;
   for (const b of blocks) b.dominator?.dominated.push(b);
   for (const b of blocks) {
-    for (const s of successors(b, byOffset)) {
+    // Both edges of a branch to its own next instruction: each is written, so the target must be a merge point.
+    for (const target of [b.taken, b.fallthrough]) {
+      const s = target === undefined ? undefined : byOffset.get(target);
+      if (!s) continue;
       if (s.order > b.order) s.forwardEdges++;
       else if (dominates(s, b)) s.isLoop = true;
     }

@@ -23,6 +23,7 @@ export class Func {
   private depth = 0;
   /** Code that {@link body} puts in front of everything else. */
   readonly prologue = new ByteWriter();
+  private readonly hints: { at: number; likely: boolean }[] = [];
   private readonly gaps: { at: number; fill: () => ByteWriter }[] = [];
 
   constructor(
@@ -156,13 +157,15 @@ export class Func {
     return local;
   }
 
-  if(cond: Expr, then: () => void, otherwise?: () => void): void {
+  /** `likely`: whether the condition usually holds, if that is known; the engine keeps the other way out of line. */
+  if(cond: Expr, then: () => void, otherwise?: () => void, likely?: boolean): void {
     if (cond.const32 !== undefined) {
       if (cond.const32 !== 0) then();
       else otherwise?.();
       return;
     }
     cond.emit(this.code);
+    if (likely !== undefined) this.hints.push({ at: this.code.length, likely });
     this.code.u8(0x04);
     this.code.u8(0x40);
     this.depth++;
@@ -173,6 +176,11 @@ export class Func {
     }
     this.depth--;
     this.code.u8(0x0b);
+  }
+
+  /** What is nearly never done: an exit, a fault, a slow path. */
+  ifRarely(cond: Expr, then: () => void): void {
+    this.if(cond, then, undefined, false);
   }
 
   block(body: (leave: Label) => void): void {
@@ -272,8 +280,8 @@ export class Func {
     this.gaps.push({ at: this.code.length, fill });
   }
 
-  /** The finished body: local declarations, code, end. */
-  body(): ByteWriter {
+  /** The finished body: local declarations, code, end; and the branch hints by their offset in it. */
+  body(): { bytes: ByteWriter; hints: { offset: number; likely: boolean }[] } {
     const out = new ByteWriter(this.code.length + 32);
     const runs: { type: ValType; count: number }[] = [];
     for (const type of this.extra) {
@@ -288,14 +296,23 @@ export class Func {
     }
     out.append(this.prologue.view());
     const code = this.code.view();
+    const hints: { offset: number; likely: boolean }[] = [];
+    let nextHint = 0;
     let from = 0;
+    const copyTo = (end: number) => {
+      for (; nextHint < this.hints.length && this.hints[nextHint]!.at < end; nextHint++) {
+        const { at, likely } = this.hints[nextHint]!;
+        hints.push({ offset: out.length + at - from, likely });
+      }
+      out.append(code.subarray(from, end));
+      from = end;
+    };
     for (const gap of this.gaps) {
-      out.append(code.subarray(from, gap.at));
+      copyTo(gap.at);
       out.append(gap.fill().view());
-      from = gap.at;
     }
-    out.append(code.subarray(from));
+    copyTo(code.length);
     out.u8(0x0b);
-    return out;
+    return { bytes: out, hints };
   }
 }

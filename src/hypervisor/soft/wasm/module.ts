@@ -180,9 +180,27 @@ export class ModuleBuilder {
         }
       });
     }
+    const bodies = this.funcs.map((f) => ({ index: f.ref.index, ...f.body() }));
+    const hinted = bodies.filter((b) => b.hints.length > 0);
+    if (hinted.length > 0) {
+      // Branch hinting proposal: must come before the code section.
+      section(SECTION.custom, (w) => {
+        w.name("metadata.code.branch_hint");
+        w.u32(hinted.length);
+        for (const { index, hints } of hinted) {
+          w.u32(index);
+          w.u32(hints.length);
+          for (const { offset, likely } of hints) {
+            w.u32(offset);
+            w.u32(1);
+            w.u8(likely ? 1 : 0);
+          }
+        }
+      });
+    }
     section(SECTION.code, (w) => {
-      w.u32(this.funcs.length);
-      for (const f of this.funcs) w.sized(f.body());
+      w.u32(bodies.length);
+      for (const b of bodies) w.sized(b.bytes);
     });
     const { custom } = this;
     if (custom) {
