@@ -31,7 +31,7 @@ interface Exports {
 }
 
 const TABLE_SLOTS = 1 << 14;
-const MEMORY = { minPages: 512, maxPages: 65536 } as const;
+const MEMORY = { minPages: 768, maxPages: 65536 } as const;
 
 /** Number of a variant within its instruction: 8 bits. */
 function variantNumber(v: Variant): number {

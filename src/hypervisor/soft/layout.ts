@@ -6,7 +6,7 @@
  */
 
 /** Where guest-physical address 0 lies in the memory. */
-export const GUEST_BASE = 0x0200_0000;
+export const GUEST_BASE = 0x0300_0000;
 
 /** Registers that operand fields of a decoded record can name, as byte offsets. */
 export const REG = {
