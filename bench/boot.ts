@@ -65,7 +65,7 @@ async function measureBoot(
 
 async function measureRun(): Promise<RunFigures> {
   const started = performance.now();
-  const child = Bun.spawn([SPARKLER, "run", "--accel", "soft", "--timings", "--", "true"], {
+  const child = Bun.spawn([SPARKLER, "run", "--accel", "soft", "--timings", "--stats", "--", "true"], {
     stdin: "ignore",
     stdout: "ignore",
     stderr: "pipe",

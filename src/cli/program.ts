@@ -49,6 +49,7 @@ function addRun(program: Command, done: (code: number) => void): void {
     .option("--boot-args <args>", "more arguments for the guest's kernel")
     .option("--console", "show the kernel's log on stderr")
     .option("--timings", "print on stderr when which step was done")
+    .option("--stats", "print on stderr what the CPU backend counted: instructions, exits, compiled regions")
     .action(async (argv: string[], options: import("./run.ts").RunFlags) => {
       const { runCommand } = await import("./run.ts");
       done(await runCommand(argv, options));

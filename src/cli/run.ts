@@ -33,6 +33,7 @@ export interface RunFlags {
   bootArgs?: string;
   console?: boolean;
   timings?: boolean;
+  stats?: boolean;
 }
 
 const STDIN = 0;
@@ -120,8 +121,9 @@ export async function runCommand(
 
   const { status, message } = outcome.result(end);
   if (flags.timings) {
-    process.stderr.write(`${describeChoice(accel)}\n${timings}${statsLines(end.stats)}`);
+    process.stderr.write(`${describeChoice(accel)}\n${timings}`);
   }
+  if (flags.stats) process.stderr.write(statsLines(end.stats));
   const number = signal();
   if (number !== undefined) return exitForSignal(number);
   if (message !== undefined) process.stderr.write(`sparkler: ${message}\n`);
