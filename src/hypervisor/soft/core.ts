@@ -156,19 +156,25 @@ function buildFind(m: ModuleBuilder, stale: number, fetch: FuncRef): Func {
   return f;
 }
 
+/** The jump-cache entry of a RIP, the tag it has if it is that RIP's, and whether it is. */
+export function jumpCacheEntry(f: Func, rip: Expr): { entry: Expr; tag: Expr; hit: Expr } {
+  const entry = f.let(
+    i32.shl(i32.and(i32.wrap(i64.xor(rip, i64.shr_u(rip, c64(12)))), c32(JUMP_ENTRIES - 1)), c32(4)),
+  );
+  const tag = f.let(i64.xor(rip, i64.load(zeroAddress, MODE_TAG)));
+  return { entry, tag, hit: i64.eq(i64.load(entry, JUMP_CACHE), tag) };
+}
+
 function buildDispatch(f: Func, core: Core, find: Func): void {
   const rip = f.param(0);
   f.ifRarely(i32.eqz(running()), () => {
     f.store(8, zeroAddress, RIP, rip);
     f.return(c32(EXIT.attention));
   });
-  const entry = f.let(
-    i32.shl(i32.and(i32.wrap(i64.xor(rip, i64.shr_u(rip, c64(12)))), c32(JUMP_ENTRIES - 1)), c32(4)),
-  );
-  const tag = f.let(i64.xor(rip, i64.load(zeroAddress, MODE_TAG)));
+  const { entry, tag, hit } = jumpCacheEntry(f, rip);
   const record = f.local(I32);
   f.if(
-    i64.eq(i64.load(entry, JUMP_CACHE), tag),
+    hit,
     () => f.set(record, i32.load(entry, JUMP_CACHE + 8)),
     () => {
       f.set(record, f.call(find.ref, rip));

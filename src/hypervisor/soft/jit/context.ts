@@ -13,11 +13,13 @@ import {
   zext,
   zext64,
 } from "../context.ts";
-import { type Core, FLAG_OP, pendingFlags } from "../core.ts";
+import { type Core, FLAG_OP, jumpCacheEntry, pendingFlags } from "../core.ts";
 import { HELPER } from "../helpers.ts";
 import {
+  ATTENTION,
   BUDGET,
   EXIT,
+  JUMP_CACHE,
   RECORD,
   REG,
   RETURN_DEPTH,
@@ -502,7 +504,7 @@ export class JitContext extends Context {
     f.store(4, zeroAddress, RETURN_DEPTH, i32.add(depth, c32(1)));
     const code = record
       ? f.callIndirect(this.core.handlerType, I32, i32.load(c32(record)), c32(record))
-      : f.call(this.core.dispatch, target);
+      : this.callThroughJumpCache(target);
     f.ifRarely(code, () => f.return(code));
     f.store(8, zeroAddress, REG.vbase, region.vbase);
     region.reload();
@@ -510,6 +512,25 @@ export class JitContext extends Context {
     // The callee may have written over the code of this very region.
     f.ifRarely(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(back));
     this.returns();
+  }
+
+  /** Calls what lies at a RIP: as dispatch does, but without a frame of its own in between when it is known. */
+  private callThroughJumpCache(target: Expr): Expr {
+    const { f, region } = this;
+    const code = f.local(I32);
+    const { entry, hit } = jumpCacheEntry(f, target);
+    const running = i32.ge_s(i32.or(region.budget, i32.load(zeroAddress, ATTENTION)), c32(0));
+    f.if(
+      i32.and(hit, running),
+      () => {
+        f.store(8, zeroAddress, REG.vbase, i64.and(target, c64(-4096)));
+        const record = f.let(i32.load(entry, JUMP_CACHE + 8));
+        f.set(code, f.callIndirect(this.core.handlerType, I32, i32.load(record), record));
+      },
+      () => f.set(code, f.call(this.core.dispatch, target)),
+      true,
+    );
+    return code;
   }
 
   /** Set by the emitter: the decoded block at a page offset, 0 if there is none. */
