@@ -23,7 +23,8 @@ import {
   XTLB_SUPERVISOR,
   XTLB_USER,
 } from "./layout.ts";
-import { imulFlags, shiftFlags } from "./table/integer.ts";
+import { imulFlags } from "./table/multiply.ts";
+import { shiftFlags } from "./table/shift.ts";
 import { buildWalker } from "./walker.ts";
 import { I32, I64 } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";

@@ -3,8 +3,8 @@ import { type Context, type Size, WRITE, zeroAddress } from "../context.ts";
 import { HELPER } from "../helpers.ts";
 import { FLAGS_SYSTEM, RBP, RCX, RECORD, RSP } from "../layout.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
+import { CONDITIONS, lowFlags } from "./flags.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
-import { CONDITIONS, lowFlags } from "./integer.ts";
 
 const zextTo64 = (value: Expr, size: Size): Expr => (size === 8 ? value : i64.extend_u(value));
 /** A RIP or stack value at operand size. */

@@ -1,7 +1,13 @@
 /** The whole instruction table, and finding an entry by opcode. */
+
+import { arithmeticInstructions } from "./arithmetic.ts";
+import { bitInstructions } from "./bits.ts";
 import { controlInstructions } from "./control.ts";
+import { flagInstructions } from "./flags.ts";
 import type { Insn } from "./insn.ts";
-import { integerInstructions } from "./integer.ts";
+import { moveInstructions } from "./move.ts";
+import { multiplyInstructions } from "./multiply.ts";
+import { shiftInstructions } from "./shift.ts";
 import { sseInstructions } from "./sse.ts";
 import { stringInstructions } from "./string.ts";
 import { systemInstructions } from "./system.ts";
@@ -11,7 +17,12 @@ export type { Insn } from "./insn.ts";
 
 /** Every entry, in a fixed order; an entry's index is its identity. */
 export const INSTRUCTIONS: readonly Insn[] = [
-  ...integerInstructions(),
+  ...arithmeticInstructions(),
+  ...multiplyInstructions(),
+  ...shiftInstructions(),
+  ...bitInstructions(),
+  ...moveInstructions(),
+  ...flagInstructions(),
   ...stringInstructions(),
   ...controlInstructions(),
   ...systemInstructions(),
