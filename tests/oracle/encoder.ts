@@ -3,7 +3,7 @@
  * that make a memory operand lie where it should.
  */
 
-import type { Size } from "../../src/hypervisor/soft/context.ts";
+import type { Size } from "../../src/hypervisor/soft/values.ts";
 import type { CaseBatch } from "./batch.ts";
 import type { Form } from "./forms.ts";
 import { CODE_OFFSET, CODE_PAGE, FS_BASE, GS_BASE, RSP } from "./layout.ts";

@@ -4,10 +4,10 @@
  * operation.
  */
 
-import type { Size } from "../../src/hypervisor/soft/context.ts";
 import { x87Operand } from "../../src/hypervisor/soft/float/x87.ts";
 import { variants64 } from "../../src/hypervisor/soft/interpreter.ts";
 import { INSTRUCTIONS, type Insn } from "../../src/hypervisor/soft/table/index.ts";
+import type { Size } from "../../src/hypervisor/soft/values.ts";
 import type { BatchOptions } from "./batch.ts";
 
 export interface Form {

@@ -74,8 +74,9 @@ export interface Seen {
 
 /** A new machine each, because nothing else resets an APIC. Its xAPIC is enabled. */
 export class ApicGuest extends Guest {
-  constructor() {
-    super();
+  /** `jit`: as SoftVcpu takes it. */
+  constructor(jit?: boolean | number) {
+    super(jit);
     // The identity map does not reach the APICs' pages.
     this.pages.map(LAPIC, LAPIC, 2);
     this.pages.map(IOAPIC, IOAPIC, 2);

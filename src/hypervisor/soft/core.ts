@@ -2,7 +2,7 @@
  * The fixed part of the interpreter module: entering it, finding the next block, and the pseudo-instructions
  * that end or guard blocks. Handlers of real instructions are added by interpreter.ts.
  */
-import { Context, ops, type Size, type Variant, zeroAddress, zext64 } from "./context.ts";
+import { Context, type Variant } from "./context.ts";
 import {
   ATTENTION,
   BLOCK_ENTRIES,
@@ -25,6 +25,7 @@ import {
 } from "./layout.ts";
 import { imulFlags } from "./table/multiply.ts";
 import { shiftFlags } from "./table/shift.ts";
+import { ops, type Size, zeroAddress, zext64 } from "./values.ts";
 import { buildWalker } from "./walker.ts";
 import { I32, I64 } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";

@@ -1,7 +1,8 @@
 /** From instruction bytes to a table entry and its operands (SDM vol. 2A, chapter 2). */
-import type { Size } from "./context.ts";
+
 import { FS, GS, MODE_32, MODE_64, REG, SS, X87, XMM } from "./layout.ts";
 import { BY_OPCODE, INSTRUCTIONS, type Insn } from "./table/index.ts";
+import type { Size } from "./values.ts";
 
 /** Outcome of {@link Decoder.decode}. */
 export const DECODED = 0;

@@ -4,12 +4,13 @@
  * against a central br_table loop of the same size: equal or faster, and no function grows beyond what the
  * engine optimises well).
  */
-import { Context, type Size, type Variant } from "./context.ts";
+import { Context, type Variant } from "./context.ts";
 import { buildCore, type Core, type PseudoSlots } from "./core.ts";
 import type { Decoder } from "./decoder.ts";
 import { MODE_64 } from "./layout.ts";
 import { INSTRUCTIONS } from "./table/index.ts";
 import type { Insn } from "./table/insn.ts";
+import type { Size } from "./values.ts";
 import { I32, I64 } from "./wasm/encoding.ts";
 import { ModuleBuilder } from "./wasm/module.ts";
 

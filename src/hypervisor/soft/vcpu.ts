@@ -94,6 +94,8 @@ export interface SoftVcpuStats {
   regionsCompiled: number;
   instructionsCompiled: number;
   compileMilliseconds: number;
+  /** Times that all compiled code was dropped because there was too much. */
+  evictions: number;
   exits: Record<string, number>;
 }
 
@@ -222,6 +224,7 @@ export class SoftVcpu {
       regionsCompiled: this.jit?.regions ?? 0,
       instructionsCompiled: this.jit?.instructions ?? 0,
       compileMilliseconds: Math.round(this.jit?.time ?? 0),
+      evictions: this.jit?.evictions ?? 0,
       exits: Object.fromEntries(names.map(([name, code]) => [name, this.exits.get(code) ?? 0])),
     };
   }

@@ -3,7 +3,7 @@
  * something is out of the ordinary (a fault, a bit to set in an entry, an address outside RAM), and mmu.ts
  * does the same walk in full.
  */
-import { LOCKED, PROBE, READ, zeroAddress } from "./context.ts";
+import { LOCKED, PROBE, READ } from "./context.ts";
 import {
   CODE_LINES,
   CPL,
@@ -26,6 +26,7 @@ import {
   XTLB_SUPERVISOR,
   XTLB_USER,
 } from "./layout.ts";
+import { zeroAddress } from "./values.ts";
 import { I32, I64 } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";
 import type { Func, FuncRef } from "./wasm/func.ts";

@@ -2,17 +2,7 @@
  * The context of compiled code: the same semantics as the interpreter's, with operands known, general
  * registers and flags in WebAssembly locals, and every way out through shared exits that write them back.
  */
-import {
-  COMPILED,
-  Context,
-  type Operand,
-  ops,
-  type Size,
-  type Variant,
-  zeroAddress,
-  zext,
-  zext64,
-} from "../context.ts";
+import { COMPILED, Context, type Operand, type Variant } from "../context.ts";
 import { type Core, FLAG_OP, jumpCacheEntry, pendingFlags } from "../core.ts";
 import { HELPER } from "../helpers.ts";
 import {
@@ -29,6 +19,7 @@ import {
 } from "../layout.ts";
 import type { State } from "../state.ts";
 import type { Insn } from "../table/index.ts";
+import { ops, type Size, zeroAddress, zext, zext64 } from "../values.ts";
 import { type ByteWriter, I32, I64 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local } from "../wasm/expr.ts";
 import { Func, type Label } from "../wasm/func.ts";

@@ -3,10 +3,11 @@
  * (N. Ramsey, "Beyond Relooper", ICFP 2022): a block that retreating edges lead to opens a loop, a block
  * with several forward edges into it follows a block that the edges leave, all others are written in place.
  */
-import { type Variant, zeroAddress } from "../context.ts";
+import type { Variant } from "../context.ts";
 import type { Core } from "../core.ts";
 import { ATTENTION, CURRENT, RECORD } from "../layout.ts";
 import type { State } from "../state.ts";
+import { zeroAddress } from "../values.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import type { Func, Label } from "../wasm/func.ts";
 import { flagsUnobserved, JitContext, RegionState } from "./context.ts";

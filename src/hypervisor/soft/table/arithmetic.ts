@@ -1,6 +1,7 @@
 /** Addition, subtraction, logic, and the read-modify-write instructions built on them (SDM vol. 2). */
-import { type Context, konst, ops, READ_WRITE, type Size, wide } from "../context.ts";
+import { type Context, READ_WRITE } from "../context.ts";
 import { RAX, RBX, RCX, RDX } from "../layout.ts";
+import { konst, ops, type Size, wide } from "../values.ts";
 import { I64 } from "../wasm/encoding.ts";
 import { c64, type Expr, i32, i64, select } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";

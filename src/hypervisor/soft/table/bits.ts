@@ -1,5 +1,6 @@
 /** Bit tests, scans and counts. */
-import { konst, type Operand, ops, sext64, zext, zext64 } from "../context.ts";
+import type { Operand } from "../context.ts";
+import { konst, ops, sext64, zext, zext64 } from "../values.ts";
 import { I32 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";

@@ -1,7 +1,8 @@
 /** Control transfer and stack instructions. */
-import { type Context, type Size, WRITE, zeroAddress } from "../context.ts";
+import { type Context, WRITE } from "../context.ts";
 import { HELPER } from "../helpers.ts";
 import { FLAGS_SYSTEM, RBP, RCX, RECORD, RSP } from "../layout.ts";
+import { type Size, zeroAddress } from "../values.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import { CONDITIONS, lowFlags } from "./flags.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";

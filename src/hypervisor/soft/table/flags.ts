@@ -1,6 +1,7 @@
 /** Instructions on RFLAGS and on its conditions. */
-import { type Context, zeroAddress } from "../context.ts";
+import type { Context } from "../context.ts";
 import { FLAGS_SYSTEM, RAX } from "../layout.ts";
+import { zeroAddress } from "../values.ts";
 import { c32, c64, type Expr, i32, i64, select } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 

@@ -1,5 +1,6 @@
 /** MMX instructions, and those of SSE and SSE2 that work on MMX registers (SDM vol. 1, chapter 9). */
-import { type Context, zext64 } from "../context.ts";
+import type { Context } from "../context.ts";
+import { zext64 } from "../values.ts";
 import { type Expr, i8x16, i64, i64x2, v128 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 import { interleave, LANE_OPERATIONS, PACKS, SHIFTS, type Shift } from "./sse-integer.ts";

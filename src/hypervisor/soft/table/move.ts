@@ -1,6 +1,7 @@
 /** Moves, exchanges, address computation and sign extension. */
-import { type Size, sext, sext64, zext } from "../context.ts";
+
 import { RAX, RBX, RDX } from "../layout.ts";
+import { type Size, sext, sext64, zext } from "../values.ts";
 import { c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 import { sizeOf } from "./shared.ts";

@@ -1,7 +1,8 @@
 /** Multiplication and division. */
-import { type Context, ops, type Size, sext64, zeroAddress, zext, zext64 } from "../context.ts";
+import type { Context } from "../context.ts";
 import { HELPER } from "../helpers.ts";
 import { RAX, RDX } from "../layout.ts";
+import { ops, type Size, sext64, zeroAddress, zext, zext64 } from "../values.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 

@@ -1,5 +1,6 @@
 /** What the rows of several files use. */
-import type { Context, Size } from "../context.ts";
+import type { Context } from "../context.ts";
+import type { Size } from "../values.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 
 /** Size of an operand by its table letter. */

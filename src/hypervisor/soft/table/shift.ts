@@ -1,6 +1,7 @@
 /** Shifts and rotates. */
-import { type Context, type Size, sext64, wide, zext64 } from "../context.ts";
+import type { Context } from "../context.ts";
 import { RCX } from "../layout.ts";
+import { type Size, sext64, wide, zext64 } from "../values.ts";
 import { I32, I64 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";

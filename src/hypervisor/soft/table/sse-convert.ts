@@ -1,6 +1,7 @@
 /** Conversions between integers, single and double precision (SDM vol. 1, 11.4.1.5 and 10.4.3). */
-import type { Context, Size } from "../context.ts";
+import type { Context } from "../context.ts";
 import { SLOW } from "../sse-slow.ts";
+import type { Size } from "../values.ts";
 import {
   c32,
   c64,

@@ -7,10 +7,11 @@
  * there can be, and when PE changes nothing (it is masked and already set) or is shown not to arise.
  * Everything else is {@link slow}: the TypeScript helper behind sse-slow.ts.
  */
-import { type Context, type Size, zeroAddress } from "../context.ts";
+import type { Context } from "../context.ts";
 import { HELPER } from "../helpers.ts";
 import { MXCSR } from "../layout.ts";
 import { SLOW_DESTINATION, SLOW_OPERATION, SLOW_RESULT, SLOW_SOURCE, slowOperation } from "../sse-slow.ts";
+import { type Size, zeroAddress } from "../values.ts";
 import { F64, I64, V128 } from "../wasm/encoding.ts";
 import {
   c32,

@@ -1,6 +1,7 @@
 /** Moves between XMM registers, memory and general registers (SDM vol. 2; vol. 1, 10.4.1 and 11.4.1). */
-import { type Context, READ_WRITE, type Size, zeroAddress, zext64 } from "../context.ts";
+import { type Context, READ_WRITE } from "../context.ts";
 import { MXCSR, RDI } from "../layout.ts";
+import { type Size, zeroAddress, zext64 } from "../values.ts";
 import { c32, c64, type Expr, i8x16, i32, i32x4, i64, i64x2, v128 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 import { copy, imm8, lowAddress, SSE, zero128 } from "./sse-operands.ts";

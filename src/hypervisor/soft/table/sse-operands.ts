@@ -1,6 +1,7 @@
 /** What the SSE and MMX rows share: reading and writing their operands. */
-import { type Context, READ, type Size, zeroAddress } from "../context.ts";
+import { type Context, READ } from "../context.ts";
 import { X87 } from "../layout.ts";
+import { type Size, zeroAddress } from "../values.ts";
 import { c32, c64, cv128, type Expr, i32, i64 } from "../wasm/expr.ts";
 import type { Func } from "../wasm/func.ts";
 import type { Options, Semantics } from "./insn.ts";

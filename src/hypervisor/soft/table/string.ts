@@ -1,6 +1,7 @@
 /** String instructions, with their repeat prefixes (SDM vol. 1, 7.3.9). */
-import { type Context, ops, PROBE, type Size, WRITE, wide, zeroAddress } from "../context.ts";
+import { type Context, PROBE, WRITE } from "../context.ts";
 import { ATTENTION, BOUNCE, FLAGS_SYSTEM, RAX, RCX, RDI, REG, RSI } from "../layout.ts";
+import { ops, type Size, wide, zeroAddress } from "../values.ts";
 import { I32 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local, select } from "../wasm/expr.ts";
 import type { Label } from "../wasm/func.ts";

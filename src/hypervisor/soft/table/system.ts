@@ -1,7 +1,8 @@
 /** System instructions: nearly all are TypeScript helpers, since they run rarely and change machine state. */
-import { zeroAddress } from "../context.ts";
+
 import { HELPER } from "../helpers.ts";
 import { ATTENTION, CPL, EXIT, FLAGS_SYSTEM, IRQ_WAITING, RIP, SHADOW_RIP } from "../layout.ts";
+import { zeroAddress } from "../values.ts";
 import { c32, i32 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 
