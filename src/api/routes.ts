@@ -4,14 +4,13 @@ import { MmdsError } from "../mmds/store.ts";
 import { loggerSettings } from "../vmm/config.ts";
 import { ConfigError } from "../vmm/config-error.ts";
 import * as resources from "../vmm/schema/resources.ts";
-import { ApiError, isRefusal, wrongMoment } from "./errors.ts";
+import { ApiError, isRefusal, notSupported, wrongMoment } from "./errors.ts";
 import { type Api, type Route, route } from "./route.ts";
 import * as schemas from "./schemas.ts";
 
 const NO_SNAPSHOT = "snapshots cannot be made or loaded yet.";
 const NO_BALLOON = "there is no balloon device yet.";
 const NO_PMEM = "there is no pmem device yet.";
-const NO_NETWORK = "there is no network device yet.";
 const NO_HOTPLUG = "devices cannot be added or removed while the guest runs.";
 const NO_MEMORY_HOTPLUG = "memory cannot be added while the guest runs.";
 
@@ -183,14 +182,15 @@ const deviceRoutes: Route[] = [
     body: schemas.PartialDrive,
     metric: "drive",
     failure: "Drive config error: Unable to patch the block device",
-    async run({ instance }, { drive_id, path_on_host }) {
-      if (path_on_host === undefined) {
+    async run({ instance }, { drive_id, path_on_host, rate_limiter }) {
+      if (path_on_host === undefined && rate_limiter === undefined) {
         // Only a drive with a vhost-user backend can be told to look at itself anew.
         throw new ConfigError(
           "Device manager error: Running method expected different backend. Please verify the request arguments.",
         );
       }
-      await instance.updateDrive(drive_id, path_on_host);
+      if (path_on_host !== undefined) await instance.updateDrive(drive_id, path_on_host);
+      if (rate_limiter !== undefined) await instance.limitDrive(drive_id, rate_limiter);
     },
   }),
   route({
@@ -209,7 +209,8 @@ const deviceRoutes: Route[] = [
     when: "pre",
     body: resources.NetworkInterface,
     metric: "network",
-    lacks: NO_NETWORK,
+    failure: "Network config error",
+    run: ({ instance }, body) => instance.resources.setNetwork(body),
   }),
   route({
     method: "PATCH",
@@ -219,7 +220,9 @@ const deviceRoutes: Route[] = [
     when: "post",
     body: schemas.PartialNetworkInterface,
     metric: "network",
-    lacks: NO_NETWORK,
+    failure: "Network config error",
+    run: ({ instance }, { iface_id, rx_rate_limiter, tx_rate_limiter }) =>
+      instance.limitNetwork(iface_id, rx_rate_limiter, tx_rate_limiter),
   }),
   route({
     method: "DELETE",
@@ -264,7 +267,8 @@ const deviceRoutes: Route[] = [
     when: "pre",
     body: resources.Vsock,
     metric: "vsock",
-    lacks: "there is no vsock device yet.",
+    failure: "Vsock config error",
+    run: ({ instance }, body) => instance.resources.setVsock(body),
     deprecated: ({ vsock_id }) =>
       vsock_id === undefined ? undefined : "PUT /vsock: vsock_id field is deprecated.",
   }),
@@ -398,14 +402,14 @@ const mmdsRoutes: Route[] = [
     path: "/mmds/config",
     operationId: "putMmdsConfig",
     summary: "How the guest reaches the metadata service.",
-    remark: "There is no network interface yet, so none can be named to it.",
+    remark: "Checked and then refused: guests cannot reach the metadata yet.",
     when: "pre",
     body: resources.MmdsConfig,
     metric: "mmds",
     failure: "MMDS config error",
     deprecated: ({ version }) =>
       version === "V2" ? undefined : "PUT /mmds/config: V1 is deprecated. Use V2 instead.",
-    run: (_, body) => configureMmds(body),
+    run: ({ instance }, body) => configureMmds(instance.resources.networkIds, body),
   }),
   route({
     method: "GET",
@@ -514,13 +518,16 @@ function templateWarning(method: string, template: string | undefined): string |
   return template === undefined ? undefined : `${method} /machine-config: cpu_template field is deprecated.`;
 }
 
-/** There are no network interfaces, so there is none that could be named. */
-function configureMmds({ network_interfaces }: resources.MmdsConfig): never {
-  throw new ConfigError(
-    network_interfaces.length === 0
-      ? "The list of network interface IDs that allow forwarding MMDS requests is empty."
-      : "The list of network interface IDs provided contains at least one ID that does not correspond to any existing network interface.",
-  );
+function configureMmds(existing: readonly string[], { network_interfaces }: resources.MmdsConfig): never {
+  if (network_interfaces.length === 0) {
+    throw new ConfigError("The list of network interface IDs that allow forwarding MMDS requests is empty.");
+  }
+  if (!network_interfaces.every((id) => existing.includes(id))) {
+    throw new ConfigError(
+      "The list of network interface IDs provided contains at least one ID that does not correspond to any existing network interface.",
+    );
+  }
+  throw notSupported("guests cannot reach the metadata yet.");
 }
 
 function changeMmds(change: () => void): void {

@@ -1,6 +1,14 @@
 /** Random access to a kernel or initrd file, so that it can be read straight into guest RAM. */
 
+import type { GuestMemory } from "../memory/guest-memory.ts";
 import { BootError, type BootErrorKind } from "./boot-error.ts";
+
+/** `size` bytes from `offset` of a file on, and where they go, guest-physical. */
+export interface KernelPiece {
+  readonly offset: number;
+  readonly gpa: number;
+  readonly size: number;
+}
 
 export interface ByteSource {
   /** Size in bytes. */
@@ -10,6 +18,11 @@ export interface ByteSource {
    * or 0 at the end of the file. May throw when the file cannot be read.
    */
   read(offset: number, into: Uint8Array): number;
+  /**
+   * Puts the pieces into guest RAM, which is zero there, faster than by {@link read}. False if it cannot: then they
+   * are to be read, and RAM is unchanged or already holds some of what would be read.
+   */
+  place?(memory: GuestMemory, pieces: readonly KernelPiece[]): boolean;
 }
 
 /** A source over bytes that are already in memory. */

@@ -56,7 +56,7 @@ interface Segment {
 }
 
 /**
- * Reads every PT_LOAD segment straight into guest RAM at its physical address and zeroes the rest of it.
+ * Puts every PT_LOAD segment straight into guest RAM, which must be zero, at its physical address.
  * With a Xen PHYS32_ENTRY note the kernel is entered by PVH, else by the Linux 64-bit protocol; `forced`
  * overrules that. Nothing is written before the whole file has been checked. Throws {@link BootError}.
  */
@@ -71,6 +71,8 @@ export function loadElf(memory: GuestMemory, source: ByteSource, forced?: BootPr
     );
   }
   if (entry.protocol === "linux64") checkIdentityMapped(end);
+  const pieces = segments.map(({ offset, gpa, fileSize }) => ({ offset, gpa, size: fileSize }));
+  if (source.place?.(memory, pieces)) return { protocol: entry.protocol, entry: entry.address, end };
   for (const s of segments) {
     memory.fill(s.gpa, s.memSize, (into) => {
       readExact(source, s.offset, into.subarray(0, s.fileSize), "kernel");

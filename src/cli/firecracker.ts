@@ -17,8 +17,8 @@ import type { MicrovmEnd } from "../vmm/microvm.ts";
 import { parseJson } from "../vmm/schema/validate.ts";
 import { EXIT_ERROR, EXIT_OK, exitForSignal, UsageError } from "./exit.ts";
 import { DEFAULT_API_SOCKET, DEFAULT_MAX_PAYLOAD } from "./flags.ts";
-import { VERSION } from "./program.ts";
 import { stopOnSignal } from "./signals.ts";
+import { VERSION } from "./version.ts";
 
 /** As the command line gives them. */
 export interface FirecrackerFlags {
@@ -65,7 +65,11 @@ export async function firecrackerCommand(
   if (flags.metricsPath !== undefined) openMetrics(metrics, flags.metricsPath);
 
   let server: HttpServer | undefined;
-  const removeSocket = () => server?.close();
+  let configured: Instance | undefined;
+  const removeSocket = () => {
+    server?.close();
+    configured?.resources.removeVsock();
+  };
   process.on("exit", removeSocket);
   try {
     const accel = await chooseAccelerator(flags.accel);
@@ -78,6 +82,7 @@ export async function firecrackerCommand(
       log,
       metrics,
     });
+    configured = instance;
     if (flags.metadata !== undefined) putMetadata(mmds, flags.metadata);
     const signalled = Promise.withResolvers<void>();
     const signal = stopOnSignal(() => {

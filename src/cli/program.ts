@@ -1,12 +1,10 @@
 /** The command line: what can be given, and which module does it. Modules are loaded when their command runs. */
 
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import packageJson from "../../package.json" with { type: "json" };
 import { ACCELERATORS } from "../vmm/accel.ts";
 import { EXIT_BAD_ARGUMENTS, EXIT_OK, explain } from "./exit.ts";
 import { FIRECRACKER_FLAGS } from "./flags.ts";
-
-export const VERSION = packageJson.version;
+import { VERSION } from "./version.ts";
 
 /** A whole number from `min` to `max`. */
 function integer(min: number, max: number): (text: string) => number {
@@ -44,6 +42,13 @@ function addRun(program: Command, done: (code: number) => void): void {
       new Option("--accel <how>", "what runs the guest's code").choices(ACCELERATORS).default("auto"),
     )
     .option("--add <host:guest>", "copy a file or directory into the guest; may be given again", collect, [])
+    .option("--net <how>", "network: user (through passt, without privileges) or tap:NAME")
+    .option(
+      "-p, --publish <host:guest>",
+      "let programs of the host reach a TCP port of the guest ([ADDRESS:]HOST:GUEST[/udp]); may be given again",
+      collect,
+      [],
+    )
     .option("--env <name=value>", "environment variable for CMD; may be given again", collect, [])
     .option("--workdir <path>", "directory in the guest to run CMD in")
     .option("--boot-args <args>", "more arguments for the guest's kernel")

@@ -46,6 +46,19 @@ export class RunOutcome {
     this.stop();
   }
 
+  /** The network ended under the guest. */
+  networkBroken(reason: string): void {
+    if (this.status !== undefined) return;
+    this.status = EXIT_ERROR;
+    this.failure = reason;
+    this.stop();
+  }
+
+  /** True if the exit status is known before the machine has ended. */
+  get isDecided(): boolean {
+    return this.status !== undefined;
+  }
+
   /** Exit status (undefined: the program did not end) and what to say on stderr, if anything. */
   result({ end, consoleTail }: MicrovmEnd): { status: number | undefined; message: string | undefined } {
     if (this.status !== undefined) return { status: this.status, message: this.failure };

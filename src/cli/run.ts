@@ -17,6 +17,7 @@ import type { Microvm } from "../vmm/microvm.ts";
 import type { DriveSpec, FileSource, MachineSpec } from "../vmm/spec.ts";
 import { Timings } from "../vmm/timings.ts";
 import { EXIT_ERROR, exitForSignal, UsageError } from "./exit.ts";
+import type { RunNetwork } from "./network.ts";
 import { RunOutcome } from "./run-outcome.ts";
 import { stopOnSignal } from "./signals.ts";
 
@@ -28,6 +29,8 @@ export interface RunFlags {
   vcpus: number;
   accel: Accelerator;
   add: string[];
+  net?: string;
+  publish: string[];
   env: string[];
   workdir?: string;
   bootArgs?: string;
@@ -69,6 +72,11 @@ export async function runCommand(
     env: Object.fromEntries(flags.env.map(parseEnv)),
     ...(flags.workdir === undefined ? {} : { cwd: flags.workdir }),
   });
+  let network: RunNetwork | undefined;
+  if (flags.net !== undefined || flags.publish.length > 0) {
+    const { runNetwork } = await import("./network.ts");
+    network = runNetwork(flags.net, flags.publish);
+  }
   const boot = await bootFiles(flags);
   timings.mark("kernel and initramfs found");
   let microvm: Microvm | undefined;
@@ -80,6 +88,7 @@ export async function runCommand(
     RUN_BOOT_ARGS,
     flags.console ? CONSOLE_ARGS : QUIET_ARGS,
     ...(root === undefined ? [] : ["sparkler.root=/dev/vda", "sparkler.rootflags=rw"]),
+    ...(network === undefined || network.bootArgs === "" ? [] : [network.bootArgs]),
     ...(flags.bootArgs === undefined ? [] : [flags.bootArgs]),
   ].join(" ");
   const spec: MachineSpec = {
@@ -90,6 +99,7 @@ export async function runCommand(
     bootArgs,
     drives: root === undefined ? [] : [root.drive],
     entropy: true,
+    networks: network === undefined ? [] : [network.net],
     serial: { outputFd: flags.console ? STDERR : undefined, keepTail: true },
     program: { stdinFd: STDIN, stdoutFd: STDOUT, stderrFd: STDERR },
     bootTimer: false,
@@ -98,6 +108,7 @@ export async function runCommand(
 
   // What the guest wrote to an image of the user's must be on it: then the guest shuts down by itself.
   const outcome = new RunOutcome(root?.kept ?? false, timings, () => microvm?.stop());
+  void network?.failed.then((reason) => outcome.networkBroken(reason));
   try {
     microvm = await buildMicrovm(spec, {
       backend: overrides.backend ?? accel.backend,
@@ -108,6 +119,7 @@ export async function runCommand(
       },
     });
   } catch (error) {
+    network?.close();
     throw namingFlags(error);
   } finally {
     // Open by now. Without a name it goes away with the process, however that ends.
@@ -115,8 +127,9 @@ export async function runCommand(
     closeFile(boot.kernel.fd);
     closeFile(boot.initrd.fd);
   }
-  if (signal() !== undefined) microvm.stop();
+  if (signal() !== undefined || outcome.isDecided) microvm.stop();
   const end = await microvm.ended;
+  network?.close();
   timings.mark("machine ended");
 
   const { status, message } = outcome.result(end);

@@ -26,6 +26,7 @@ export async function startCommand(): Promise<number> {
     accel: "auto",
     add: [],
     env: [],
+    publish: [],
     timings: true,
   });
 }

@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { closeFile } from "../platform/files.ts";
-import { callerOrigin, formatTimestamp, Logger, openLog, parseLogLevel } from "./logger.ts";
+import { callerOrigin, Logger, openLog, parseLogLevel } from "./logger.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "sparkler-log-"));
 afterAll(() => rmSync(dir, { recursive: true }));
@@ -35,11 +35,16 @@ test("Off writes nothing, and a bad descriptor does not throw", () => {
   new Logger({ id: "a", fd: none, level: "Error", showLevel: true, showOrigin: true }, "main").error("x");
 });
 
-test("timestamps keep nine digits", () => {
-  expect(formatTimestamp(new Date(2026, 0, 2, 3, 4, 5, 6).getTime() + 0.5)).toBe(
-    "2026-01-02T03:04:05.006500000",
-  );
-});
+test.each(["UTC", "America/New_York", "Asia/Kolkata"])(
+  "timestamps are local time of nine digits: %s",
+  (zone) => {
+    const script = `
+    const { formatTimestamp } = await import(${JSON.stringify(new URL("./logger.ts", import.meta.url).pathname)});
+    console.log(formatTimestamp(new Date(2026, 6, 2, 3, 4, 5, 6).getTime() + 0.5));`;
+    const { stdout } = Bun.spawnSync([process.execPath, "-e", script], { env: { ...process.env, TZ: zone } });
+    expect(stdout.toString()).toBe("2026-07-02T03:04:05.006500000\n");
+  },
+);
 
 test("level names in any case", () => {
   expect(parseLogLevel("WARNING")).toBe("Warn");

@@ -7,6 +7,7 @@
  * for a log reader.
  */
 
+import { localTime } from "../platform/clock.ts";
 import { fileStatus, openFile, waitWritable, writeSome } from "../platform/files.ts";
 
 /** Firecracker's level names, most severe first. */
@@ -38,14 +39,13 @@ export function openLog(path: string): number {
   return openFile(path, { write: true, create: true, append: true, nonblock: true });
 }
 
-/** `date` as Firecracker prints it: local time, nine digits after the second, no zone. */
+/** `unixMs` as Firecracker prints it: local time, nine digits after the second, no zone. */
 export function formatTimestamp(unixMs: number): string {
-  const date = new Date(unixMs);
+  const { year, month, day, hour, minute, second } = localTime(Math.floor(unixMs / 1000));
   const two = (value: number) => String(value).padStart(2, "0");
-  const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
-  const time = `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}`;
   const micros = Math.floor((((unixMs % 1000) + 1000) % 1000) * 1000);
-  return `${day}T${time}.${String(micros).padStart(6, "0")}000`;
+  const date = `${year}-${two(month)}-${two(day)}`;
+  return `${date}T${two(hour)}:${two(minute)}:${two(second)}.${String(micros).padStart(6, "0")}000`;
 }
 
 /** Where the logger was called from: the first frame of `stack` outside this file. */

@@ -17,6 +17,39 @@ const block = {
   invalidRequests: 0,
   executeFails: 0,
   queueEvents: 0,
+  throttled: 0,
+};
+
+const net = {
+  rxQueueEvents: 0,
+  txQueueEvents: 0,
+  rxLinkEvents: 0,
+  rxBytes: 0,
+  rxPackets: 0,
+  rxFails: 0,
+  noRxBuffers: 0,
+  txBytes: 0,
+  txPackets: 0,
+  txMalformed: 0,
+  linkReadFails: 0,
+  linkWriteFails: 0,
+  rxThrottled: 0,
+  txThrottled: 0,
+};
+
+const vsock = {
+  rxQueueEvents: 0,
+  txQueueEvents: 0,
+  rxBytes: 0,
+  txBytes: 0,
+  rxPackets: 0,
+  txPackets: 0,
+  connectionsAdded: 0,
+  connectionsRemoved: 0,
+  connectionsKilled: 0,
+  rxReadFails: 0,
+  txWriteFails: 0,
+  txFlushFails: 0,
 };
 
 test("a line of JSON: counters since the last line, gauges as they are", () => {
@@ -28,7 +61,9 @@ test("a line of JSON: counters since the last line, gauges as they are", () => {
   metrics.store("latencies_us", "pause_vm", 7);
   const devices = (read: number) => ({
     blocks: { a: { ...block, readBytes: read }, b: { ...block, readBytes: 1 } },
-    entropy: { bytes: 64, requests: 1, fails: 0 },
+    nets: { eth0: { ...net, rxPackets: 3 }, eth1: { ...net, rxPackets: 4, txThrottled: 1 } },
+    vsock: { ...vsock, connectionsAdded: 9 },
+    entropy: { bytes: 64, requests: 1, fails: 0, throttled: 2 },
     uart: { sent: 10, received: 2, lost: 0 },
   });
   metrics.setDevices(devices(512));
@@ -46,7 +81,10 @@ test("a line of JSON: counters since the last line, gauges as they are", () => {
     latencies_us: { pause_vm: 7, resume_vm: 0 },
     block_a: { read_bytes: 512 },
     block: { read_bytes: 513, write_count: 0 },
-    entropy: { entropy_bytes: 64 },
+    net_eth0: { rx_packets_count: 3, tx_bytes_count: 0 },
+    net: { rx_packets_count: 7, tx_rate_limiter_throttled: 1 },
+    vsock: { conns_added: 9, conns_killed: 0 },
+    entropy: { entropy_bytes: 64, entropy_rate_limiter_throttled: 2 },
     uart: { write_count: 10, read_count: 2, missed_write_count: 0 },
   });
   expect(second).toMatchObject({

@@ -36,7 +36,50 @@ const BLOCK_COUNTERS = {
   invalidRequests: "invalid_reqs_count",
   executeFails: "execute_fails",
   queueEvents: "queue_event_count",
+  throttled: "rate_limiter_throttled_events",
 } as const;
+
+/** Of a network device. `net` has their sums over all devices. */
+const NET_COUNTERS = {
+  rxQueueEvents: "rx_queue_event_count",
+  txQueueEvents: "tx_queue_event_count",
+  rxLinkEvents: "rx_tap_event_count",
+  rxBytes: "rx_bytes_count",
+  rxPackets: "rx_packets_count",
+  rxFails: "rx_fails",
+  noRxBuffers: "no_rx_avail_buffer",
+  txBytes: "tx_bytes_count",
+  txPackets: "tx_packets_count",
+  txMalformed: "tx_malformed_frames",
+  linkReadFails: "tap_read_fails",
+  linkWriteFails: "tap_write_fails",
+  rxThrottled: "rx_rate_limiter_throttled",
+  txThrottled: "tx_rate_limiter_throttled",
+} as const;
+
+const VSOCK_COUNTERS = {
+  rxQueueEvents: "rx_queue_event_count",
+  txQueueEvents: "tx_queue_event_count",
+  rxBytes: "rx_bytes_count",
+  txBytes: "tx_bytes_count",
+  rxPackets: "rx_packets_count",
+  txPackets: "tx_packets_count",
+  connectionsAdded: "conns_added",
+  connectionsRemoved: "conns_removed",
+  connectionsKilled: "conns_killed",
+  rxReadFails: "rx_read_fails",
+  txWriteFails: "tx_write_fails",
+  txFlushFails: "tx_flush_fails",
+} as const;
+
+const ENTROPY_COUNTERS = {
+  bytes: "entropy_bytes",
+  requests: "entropy_event_count",
+  fails: "host_rng_fails",
+  throttled: "entropy_rate_limiter_throttled",
+} as const;
+
+type Counts<Names> = Readonly<Record<keyof Names, number>>;
 
 function counted(...names: string[][]): string[] {
   return names.flat().flatMap((name) => [`${name}_count`, `${name}_fails`]);
@@ -44,8 +87,10 @@ function counted(...names: string[][]): string[] {
 
 /** What devices have counted since they were made. */
 export interface DeviceCounters {
-  readonly blocks: Readonly<Record<string, Readonly<Record<keyof typeof BLOCK_COUNTERS, number>>>>;
-  readonly entropy: { readonly bytes: number; readonly requests: number; readonly fails: number } | undefined;
+  readonly blocks: Readonly<Record<string, Counts<typeof BLOCK_COUNTERS>>>;
+  readonly nets: Readonly<Record<string, Counts<typeof NET_COUNTERS>>>;
+  readonly vsock: Counts<typeof VSOCK_COUNTERS> | undefined;
+  readonly entropy: Counts<typeof ENTROPY_COUNTERS> | undefined;
   readonly uart: { readonly sent: number; readonly received: number; readonly lost: number };
 }
 
@@ -98,24 +143,34 @@ export class Metrics {
 
   /** Takes over what the devices have counted. */
   setDevices(devices: DeviceCounters): void {
-    const sums = new Map<string, number>();
-    for (const [id, block] of Object.entries(devices.blocks)) {
-      for (const [field, total] of Object.entries(block)) {
-        const name: string | undefined = Reflect.get(BLOCK_COUNTERS, field);
-        if (name === undefined) continue;
-        this.value(`block_${id}`, name).total = total;
-        sums.set(name, (sums.get(name) ?? 0) + total);
-      }
-    }
-    for (const [name, total] of sums) this.value("block", name).total = total;
-    if (devices.entropy !== undefined) {
-      this.value("entropy", "entropy_bytes").total = devices.entropy.bytes;
-      this.value("entropy", "entropy_event_count").total = devices.entropy.requests;
-      this.value("entropy", "host_rng_fails").total = devices.entropy.fails;
-    }
+    this.setEach("block", BLOCK_COUNTERS, devices.blocks);
+    this.setEach("net", NET_COUNTERS, devices.nets);
+    if (devices.vsock !== undefined) this.setCounts("vsock", VSOCK_COUNTERS, devices.vsock);
+    if (devices.entropy !== undefined) this.setCounts("entropy", ENTROPY_COUNTERS, devices.entropy);
     this.value("uart", "write_count").total = devices.uart.sent;
     this.value("uart", "read_count").total = devices.uart.received;
     this.value("uart", "missed_write_count").total = devices.uart.lost;
+  }
+
+  private setCounts(group: string, names: Readonly<Record<string, string>>, counts: object): void {
+    for (const [field, name] of Object.entries(names)) {
+      this.value(group, name).total = Number(Reflect.get(counts, field));
+    }
+  }
+
+  /** Counts of several devices of a kind, and their sums. */
+  private setEach(
+    kind: string,
+    names: Readonly<Record<string, string>>,
+    devices: Readonly<Record<string, object>>,
+  ): void {
+    const all = Object.entries(devices);
+    for (const [id, counts] of all) this.setCounts(`${kind}_${id}`, names, counts);
+    if (all.length === 0) return;
+    for (const [field, name] of Object.entries(names)) {
+      const sum = all.reduce((total, [, counts]) => total + Number(Reflect.get(counts, field)), 0);
+      this.value(kind, name).total = sum;
+    }
   }
 
   /**

@@ -18,6 +18,8 @@ const ST_INO = 8;
 const ST_MODE = 24;
 const ST_RDEV = 40;
 const ST_SIZE = 48;
+const ST_MTIME = 88;
+const ST_CTIME = 104;
 /** pollfd.events: write will not block. */
 const POLLOUT = 4;
 
@@ -44,6 +46,11 @@ export function openFile(path: string, options: OpenOptions = {}): number {
 
 export function closeFile(fd: number): void {
   check(libc().close(fd), "close");
+}
+
+/** Takes `path` out of the file system; harmless if it is not there or cannot be removed. */
+export function removeFile(path: string): void {
+  libc().unlink(cString(path));
 }
 
 /** A second descriptor for the same open file. Throws {@link SystemError}. */
@@ -130,6 +137,9 @@ export interface FileStatus {
   dev: bigint;
   ino: bigint;
   rdev: bigint;
+  /** Last change of content, and of content or attributes: nanoseconds of Unix time. */
+  mtime: bigint;
+  ctime: bigint;
   kind: "file" | "directory" | "block" | "character device" | "fifo" | "socket" | "other";
 }
 
@@ -152,8 +162,19 @@ export function fileStatus(fd: number): FileStatus {
     dev: stat.getBigUint64(ST_DEV, true),
     ino: stat.getBigUint64(ST_INO, true),
     rdev: stat.getBigUint64(ST_RDEV, true),
+    mtime: timespec(stat, ST_MTIME),
+    ctime: timespec(stat, ST_CTIME),
     kind: KINDS.get(stat.getUint32(ST_MODE, true) & fs.S_IFMT) ?? "other",
   };
+}
+
+function timespec(stat: DataView, at: number): bigint {
+  return stat.getBigInt64(at, true) * 1_000_000_000n + stat.getBigInt64(at + 8, true);
+}
+
+/** Makes a file `size` bytes long; what is added is zero and takes no room. Throws {@link SystemError}. */
+export function setFileSize(fd: number, size: number): void {
+  retrying("ftruncate", () => libc().ftruncate(fd, size));
 }
 
 /** Size of a block device in bytes. Throws {@link SystemError} if `fd` is not one. */

@@ -8,6 +8,7 @@ const PROT_READ = 1;
 const PROT_WRITE = 2;
 const MAP_SHARED = 0x01;
 const MAP_PRIVATE = 0x02;
+const MAP_FIXED = 0x10;
 const MAP_ANONYMOUS = 0x20;
 const MAP_NORESERVE = 0x4000;
 /** User addresses lie below this; MAP_FAILED, which is -1, does not. */
@@ -62,6 +63,18 @@ export class Mapping {
 /** Bytes by which the host address of `bytes` lies above a multiple of `alignment`, a power of two. */
 export function misalignment(bytes: Uint8Array, alignment: number): number {
   return ptr(bytes) % alignment;
+}
+
+/**
+ * Maps `fd` from `offset` on in place of the memory under `into`; writes stay this process's. `into` and `offset` must
+ * be whole pages, inside the file and of a mapping that nobody else gives back in parts. Throws {@link SystemError}.
+ */
+export function mapFilePrivately(into: Uint8Array, fd: number, offset: number): void {
+  const flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+  const at = ptr(into);
+  if (libcKvm().mmap(at, into.length, PROT_READ | PROT_WRITE, flags, fd, offset) !== at) {
+    throw new SystemError("mmap", lastErrno());
+  }
 }
 
 /** Tells the kernel what is planned with whole pages of memory (madvise(2)). Throws {@link SystemError}. */

@@ -13,7 +13,6 @@ const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
 const SO_RCVBUF = 8;
 const SO_SNDBUF = 7;
-const F_SETFD = 2;
 /** pollfd.revents, in the upper half of the second word. */
 const POLLHUP = 0x10;
 /** struct sockaddr_un: u16 family, path. */
@@ -33,7 +32,6 @@ const SYMBOLS = {
   connect: { args: ["i32", "ptr", "u32"], returns: "i32" },
   shutdown: { args: ["i32", "i32"], returns: "i32" },
   setsockopt: { args: ["i32", "i32", "i32", "ptr", "u32"], returns: "i32" },
-  fcntl: { args: ["i32", "i32", "u64"], returns: "i32" },
 } as const;
 
 function load() {
@@ -128,9 +126,4 @@ export function hasHungUp(fd: number): boolean {
 export function setSocketBuffers(fd: number, bytes: number): void {
   const value = new Int32Array([bytes]);
   for (const option of [SO_RCVBUF, SO_SNDBUF]) sockets().setsockopt(fd, SOL_SOCKET, option, value, 4);
-}
-
-/** Lets a program that is started from now on inherit the descriptor. Throws {@link SystemError}. */
-export function keepOnExec(fd: number): void {
-  check(sockets().fcntl(fd, F_SETFD, 0), "fcntl(F_SETFD)");
 }

@@ -17,6 +17,9 @@ export function createKvmBackend(cpuidFilter?: CpuidFilter): Backend {
     requestStop: (memory) => new KvmMachine(memory).requestStop(),
     requestPause: (memory) => new KvmMachine(memory).requestPause(),
     requestResume: (memory) => new KvmMachine(memory).requestResume(),
+    async load() {
+      await import("../hypervisor/kvm/vcpu.ts");
+    },
     async createVcpu({ memory, ramBytes, index, pio, mmio, onPaused }) {
       const { KvmVcpu } = await import("../hypervisor/kvm/vcpu.ts");
       return new KvmVcpu({ memory, ramBytes, index, pio, mmio, onPaused, cpuidFilter });

@@ -11,6 +11,28 @@ import {
 import type { Backend } from "./backend.ts";
 import { loadInterpreter } from "./interpreter-cache.ts";
 
+/** Executions of a block before it is compiled in lockstep: the more is compiled, the more is compared. */
+const LOCKSTEP_HOT = 300;
+
+/**
+ * SPARKLER_JIT, for finding errors of the software CPU: `off` interprets everything, `lockstep` compares what
+ * compiled code does with the interpreter and ends the microVM at the first difference.
+ */
+function jitOptions(asked: string | undefined): { jit: boolean | number; lockstep?: boolean } {
+  switch (asked) {
+    case undefined:
+    case "":
+    case "on":
+      return { jit: true };
+    case "off":
+      return { jit: false };
+    case "lockstep":
+      return { jit: LOCKSTEP_HOT, lockstep: true };
+    default:
+      throw new Error(`SPARKLER_JIT is "${asked}": give "on", "off" or "lockstep"`);
+  }
+}
+
 export const backend: Backend = {
   createMemory: createSoftMemory,
   irqLine: (memory, gsi) => new SoftIrqLine(memory, gsi),
@@ -25,7 +47,7 @@ export const backend: Backend = {
     ]);
     const vcpu = new SoftVcpu({
       interpreter,
-      jit: process.env.SPARKLER_JIT !== "off",
+      ...jitOptions(process.env.SPARKLER_JIT),
       // The engine counts guest RAM as live memory and would let as much garbage pile up before it collects.
       collectGarbage: () => Bun.gc(true),
       memory,

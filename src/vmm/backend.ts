@@ -49,6 +49,8 @@ export interface Backend {
   requestPause(memory: WebAssembly.Memory): void;
   /** Any thread: paused vCPUs go on. */
   requestResume(memory: WebAssembly.Memory): void;
+  /** Gets the code of {@link createVcpu} ready, on its thread, while the machine is made on another. */
+  load?(): Promise<void>;
   createVcpu(options: VcpuOptions): Promise<Vcpu>;
   /**
    * Any thread: an event that counts the guest's 4-byte writes of `value` at `gpa`, which then do not reach the bus.

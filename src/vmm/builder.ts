@@ -2,6 +2,7 @@
 
 import { buildCommandLine } from "../boot/cmdline.ts";
 import { loadKernel } from "../boot/load-kernel.ts";
+import { defaultCacheDir } from "../image/cache.ts";
 import { GuestMemory, type GuestMemoryLayout } from "../memory/guest-memory.ts";
 import { Logger } from "../observe/logger.ts";
 import { EventFd } from "../platform/eventfd.ts";
@@ -11,12 +12,13 @@ import { CommandSender } from "./commands.ts";
 import { ConfigError } from "./config-error.ts";
 import { CONTROL_STOP, Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import { openDisk } from "./file-disk.ts";
-import { concatenated, fileSource } from "./file-source.ts";
+import { concatenated, kernelSource } from "./file-source.ts";
 import { type MachinePlan, planMachine, type VirtioDevicePlan } from "./machine.ts";
 import type { VcpuCommand, VcpuEvent, VmmEvent, VmmStart } from "./messages.ts";
 import { Microvm, type MicrovmEvents, type RunningDrive } from "./microvm.ts";
 import type { DriveSpec, MachineSpec } from "./spec.ts";
 import type { Timings } from "./timings.ts";
+import { VCPU_WORKER, VMM_WORKER } from "./worker-urls.ts";
 
 export interface BuildOptions {
   /** See `loadBackend`. */
@@ -38,11 +40,11 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
   const log = new Logger(spec.log, "main");
 
   // Threads take longest to come up, so they begin at once and load their code while the rest is made ready.
-  const vmm = new Worker(new URL("./vmm-worker.ts", import.meta.url));
-  const vcpus = Array.from(
-    { length: spec.vcpus },
-    () => new Worker(new URL("./vcpu-worker.ts", import.meta.url)),
-  );
+  const vmm = new Worker(VMM_WORKER);
+  const vcpus = Array.from({ length: spec.vcpus }, () => new Worker(VCPU_WORKER));
+  for (const vcpu of vcpus) {
+    vcpu.postMessage({ kind: "load", backend: options.backend } satisfies VcpuCommand);
+  }
   const workers = [vmm, ...vcpus];
   const drives: RunningDrive[] = [];
   const commands = new MessageChannel();
@@ -90,7 +92,7 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
     const ready = Promise.all([vmmReady, ...vcpusReady]);
     ready.catch(() => {});
 
-    const boot = loadKernel(new GuestMemory(ram), fileSource(spec.kernel), {
+    const boot = loadKernel(new GuestMemory(ram), kernelSource(spec.kernel, defaultCacheDir()), {
       cmdline: commandLine(spec, plan),
       initrd: spec.initrd.length === 0 ? undefined : concatenated(spec.initrd),
       vcpus: spec.vcpus,
@@ -154,15 +156,18 @@ function guestRam(memory: WebAssembly.Memory, base: number, size: number): Guest
 
 /** In the order of their windows: the drives first, so that the root drive is /dev/vda. */
 function virtioDevices(spec: MachineSpec, drives: readonly RunningDrive[]): VirtioDevicePlan[] {
-  const devices: VirtioDevicePlan[] = spec.drives.map(({ id, readOnly, cacheType }, i) => ({
+  const devices: VirtioDevicePlan[] = spec.drives.map(({ id, readOnly, cacheType, rateLimiter }, i) => ({
     kind: "block",
     id,
     disk: drives[i]!.disk,
     readOnly,
     cacheType,
+    rateLimiter,
   }));
   if (spec.program !== undefined) devices.push({ kind: "console", program: spec.program });
-  if (spec.entropy) devices.push({ kind: "rng" });
+  for (const net of spec.networks ?? []) devices.push({ kind: "net", net });
+  if (spec.vsock !== undefined) devices.push({ kind: "vsock", vsock: spec.vsock });
+  if (spec.entropy) devices.push({ kind: "rng", rateLimiter: spec.entropyRateLimiter });
   return devices;
 }
 

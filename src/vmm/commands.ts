@@ -1,7 +1,10 @@
 /** Requests of the main thread to the vmm thread while the guest runs, and the answers to them. */
 
 import type { BlockMetrics } from "../devices/virtio/block/block.ts";
+import type { NetMetrics } from "../devices/virtio/net/net.ts";
 import type { RngMetrics } from "../devices/virtio/rng/rng.ts";
+import type { VsockMetrics } from "../devices/virtio/vsock/connection.ts";
+import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
 import { CONTROL_COMMAND, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import type { OpenDisk } from "./file-disk.ts";
 
@@ -9,7 +12,10 @@ import type { OpenDisk } from "./file-disk.ts";
 export interface DeviceMetrics {
   /** By drive id. */
   readonly blocks: Readonly<Record<string, BlockMetrics>>;
+  /** By interface id. */
+  readonly nets: Readonly<Record<string, NetMetrics>>;
   readonly entropy: RngMetrics | undefined;
+  readonly vsock: VsockMetrics | undefined;
   readonly uart: UartMetrics;
 }
 
@@ -25,6 +31,14 @@ export interface UartMetrics {
 export type VmmRequest =
   /** Put another disk behind block device `id`. */
   | { readonly kind: "update-disk"; readonly id: string; readonly disk: OpenDisk }
+  /** Change rate limiters; what is left out stays. */
+  | { readonly kind: "limit-drive"; readonly id: string; readonly rateLimiter: RateLimiterConfig | undefined }
+  | {
+      readonly kind: "limit-net";
+      readonly id: string;
+      readonly rx: RateLimiterConfig | undefined;
+      readonly tx: RateLimiterConfig | undefined;
+    }
   /** Report the counters. */
   | { readonly kind: "metrics" };
 

@@ -91,8 +91,6 @@ describe("schema", () => {
   test("what cannot be done is named, null, empty lists and defaults pass", () => {
     const base = { "boot-source": boot, drives: [] };
     const given = {
-      vsock: { guest_cid: 3, uds_path: "v" },
-      "network-interfaces": [{ iface_id: "1", host_dev_name: "tap0" }],
       balloon: { amount_mib: 1, deflate_on_oom: true },
       "cpu-config": "c",
       "mmds-config": { network_interfaces: ["1"] },
@@ -163,6 +161,16 @@ describe("drives", () => {
     expect(json.drives).toMatchObject([{ drive_id: "root" }, { drive_id: "data" }]);
   });
 
+  test("a rate limiter is handed on, and shown without the buckets that limit nothing", () => {
+    const limiter = {
+      bandwidth: { size: 5, refill_time: 0 },
+      ops: { size: 1, refill_time: 2, one_time_burst: 3 },
+    };
+    const { spec, json } = configure({ drives: [drive("a", false, { rate_limiter: limiter })] });
+    expect(spec.drives[0]!.rateLimiter).toEqual(limiter);
+    expect(json.drives).toMatchObject([{ rate_limiter: { bandwidth: null, ops: limiter.ops } }]);
+  });
+
   test.each([
     [[drive("a", true), drive("b", true)], "A root block device already exists!"],
     [[drive("a-b")], "can only contain alphanumeric characters and underscores"],
@@ -171,10 +179,6 @@ describe("drives", () => {
       "`drives.0.io_engine` `Async` is not supported yet. Use `Sync`.",
     ],
     [[drive("a", false, { socket: "/s" })], "`drives.0.socket` is not supported yet. Leave it out."],
-    [
-      [drive("a", false, { rate_limiter: { ops: { size: 1, refill_time: 1 } } })],
-      "`drives.0.rate_limiter.ops` is not supported yet. Leave it out.",
-    ],
     [[{ drive_id: "a", is_root_device: false }], "has no path_on_host"],
     [[drive("none")], "No such file or directory (os error 2)"],
     [[{ ...drive("a"), path_on_host: "a\0b" }], "NUL"],

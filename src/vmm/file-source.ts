@@ -4,6 +4,7 @@ import { type ByteSource, bufferSource } from "../boot/byte-source.ts";
 import { SystemError } from "../platform/errno.ts";
 import { closeFile, fileStatus, openFile, readAt } from "../platform/files.ts";
 import { ConfigError } from "./config-error.ts";
+import { mapLaidOut } from "./laid-out-kernel.ts";
 import type { FileSource } from "./spec.ts";
 
 /** Opens a kernel or initrd. Throws {@link ConfigError} that begins with `sentence`. */
@@ -29,6 +30,14 @@ export function fileSource(file: FileSource): ByteSource {
   return {
     size: fileStatus(file.fd).size,
     read: (offset, into) => readAt(file.fd, into, offset),
+  };
+}
+
+/** An open kernel file. What a guest needs of it is kept in `cacheDir` as it lies in RAM. */
+export function kernelSource(file: FileSource, cacheDir: string): ByteSource {
+  return {
+    ...fileSource(file),
+    place: (memory, pieces) => mapLaidOut(memory, file, pieces, cacheDir),
   };
 }
 

@@ -11,6 +11,7 @@ import { isTerminal, setRawMode } from "../platform/tty.ts";
 import { ConfigError } from "./config-error.ts";
 import type { Microvm, MicrovmEnd } from "./microvm.ts";
 import { Resources } from "./resources.ts";
+import type { RateLimiter } from "./schema/resources.ts";
 
 const STDIN = 0;
 const STDOUT = 1;
@@ -76,6 +77,7 @@ export class Instance {
   private finish(end: MicrovmEnd): void {
     clearInterval(this.timer);
     this.over = true;
+    this.resources.removeVsock();
     const { metrics } = this.options;
     if (end.metrics !== undefined) metrics.setDevices(end.metrics);
     if (end.end.kind === "reset") metrics.add("i8042", "reset_count");
@@ -106,6 +108,21 @@ export class Instance {
   async updateDrive(id: string, path: string): Promise<void> {
     await this.running.updateDrive(id, path);
     this.resources.setDrivePath(id, path);
+  }
+
+  /** Changes limits of a drive of the running guest. Throws {@link ConfigError}. */
+  async limitDrive(id: string, rateLimiter: RateLimiter | undefined): Promise<void> {
+    await this.running.limitDrive(id, rateLimiter);
+    this.resources.setDriveRateLimiter(id, rateLimiter);
+  }
+
+  /** Changes limits of a network interface of the running guest. Throws {@link ConfigError}. */
+  async limitNetwork(id: string, rx: RateLimiter | undefined, tx: RateLimiter | undefined): Promise<void> {
+    if (!this.resources.networkIds.includes(id)) {
+      throw new ConfigError(`There is no network interface \`${id}\`.`);
+    }
+    await this.running.limitNetwork(id, rx, tx);
+    this.resources.setNetworkRateLimiters(id, rx, tx);
   }
 
   /** Writes a line of metrics. False if there is a place for them and it takes nothing. */

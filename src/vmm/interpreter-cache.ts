@@ -1,5 +1,4 @@
 /** The software CPU's interpreter module, kept in the user's cache: building it costs 100 ms and 60 MiB. */
-import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { defaultCacheDir } from "../image/cache.ts";
@@ -10,7 +9,7 @@ const SOURCES = ["", "table", "wasm", "jit"].map((folder) =>
 
 /** Changes whenever a source file of the software CPU does. */
 function sourceKey(): string {
-  const hash = createHash("sha256");
+  const hash = new Bun.CryptoHasher("sha256");
   for (const folder of SOURCES) {
     for (const name of readdirSync(folder).sort()) {
       if (!name.endsWith(".ts") || name.endsWith(".test.ts")) continue;

@@ -11,16 +11,26 @@ import { SERIAL_SHARED_BYTES } from "../devices/legacy/serial.ts";
 import { MMIO_SHARED_BYTES } from "../devices/virtio/mmio/registers.ts";
 import type { GuestMemoryLayout } from "../memory/guest-memory.ts";
 import type { LoggerOptions } from "../observe/logger.ts";
+import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
 import { ConfigError } from "./config-error.ts";
 import { DOORBELL_SHARED_BYTES } from "./doorbell.ts";
 import type { OpenDisk } from "./file-disk.ts";
 import { MAILBOX_SHARED_BYTES } from "./mailbox.ts";
-import type { ProgramSpec, SerialSpec } from "./spec.ts";
+import type { NetSpec, ProgramSpec, SerialSpec, VsockSpec } from "./spec.ts";
 
 /** One device behind a virtio-mmio window. */
 export type VirtioDevicePlan =
-  | { kind: "block"; id: string; disk: OpenDisk; readOnly: boolean; cacheType: "Unsafe" | "Writeback" }
-  | { kind: "rng" }
+  | {
+      kind: "block";
+      id: string;
+      disk: OpenDisk;
+      readOnly: boolean;
+      cacheType: "Unsafe" | "Writeback";
+      rateLimiter?: RateLimiterConfig | undefined;
+    }
+  | { kind: "net"; net: NetSpec }
+  | { kind: "vsock"; vsock: VsockSpec }
+  | { kind: "rng"; rateLimiter?: RateLimiterConfig | undefined }
   | { kind: "console"; program: ProgramSpec };
 
 export interface VirtioPlan extends VirtioMmioRange {

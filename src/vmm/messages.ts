@@ -11,8 +11,12 @@ export interface VmmStart {
   readonly commands: MessagePort;
 }
 
-/** Main thread to a vCPU thread. `start` builds the CPU, `run` enters the guest; vCPU 0 is the one with registers. */
+/**
+ * Main thread to a vCPU thread. `load` gets the code ready, `start` builds the CPU, `run` enters the guest; vCPU 0 is
+ * the one with registers.
+ */
 export type VcpuCommand =
+  | { readonly kind: "load"; readonly backend: string }
   | { readonly kind: "start"; readonly plan: MachinePlan; readonly index: number }
   | { readonly kind: "run"; readonly registers: BootRegisters | undefined };
 

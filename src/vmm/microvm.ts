@@ -2,6 +2,7 @@
 
 import type { VcpuEnd } from "../hypervisor/types.ts";
 import { closeFile } from "../platform/files.ts";
+import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
 import type { CommandSender, DeviceMetrics } from "./commands.ts";
 import { ConfigError } from "./config-error.ts";
 import { CONTROL_CTRL_ALT_DEL, CONTROL_STOP, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
@@ -136,6 +137,23 @@ export class Microvm {
     drive.disk = disk;
     await this.parts.commands.send({ kind: "update-disk", id, disk });
     closeFile(before.fd);
+  }
+
+  /** Changes the limits of a drive; what is left out stays. Throws `ConfigError` if there is no such drive. */
+  async limitDrive(id: string, rateLimiter: RateLimiterConfig | undefined): Promise<void> {
+    if (!this.parts.drives.some((other) => other.id === id)) {
+      throw new ConfigError(`There is no drive \`${id}\`.`);
+    }
+    await this.parts.commands.send({ kind: "limit-drive", id, rateLimiter });
+  }
+
+  /** Changes the limits of a network interface; what is left out stays. */
+  async limitNetwork(
+    id: string,
+    rx: RateLimiterConfig | undefined,
+    tx: RateLimiterConfig | undefined,
+  ): Promise<void> {
+    await this.parts.commands.send({ kind: "limit-net", id, rx, tx });
   }
 
   /** Counters of the devices. Rejects if the microVM ends first. */

@@ -4,7 +4,9 @@
  */
 
 import { CommandLine } from "../boot/cmdline.ts";
-import { closeFile } from "../platform/files.ts";
+import { SystemError } from "../platform/errno.ts";
+import { closeFile, removeFile } from "../platform/files.ts";
+import { listenUnix } from "../platform/unix-socket.ts";
 import { checkLimits } from "./accel.ts";
 import { ConfigError } from "./config-error.ts";
 import { openDisk } from "./file-disk.ts";
@@ -15,10 +17,14 @@ import type {
   Entropy,
   MachineConfig,
   MachineConfigUpdate,
+  NetworkInterface,
+  RateLimiter,
   Serial,
   VmmConfig,
+  Vsock,
 } from "./schema/resources.ts";
-import type { DriveSpec, FileSource } from "./spec.ts";
+import type { DriveSpec, FileSource, MachineSpec, NetSpec, VsockSpec } from "./spec.ts";
+import { openTapDevice } from "./tap-link.ts";
 
 /** Defaults of Firecracker's machine-config. */
 const DEFAULT_MACHINE = {
@@ -32,7 +38,8 @@ const MAX_VCPUS = 32;
 const RESOURCE_ID = /^[\p{L}\p{N}_]+$/u;
 
 /** The parts of a MachineSpec that the configuration decides. */
-export interface ConfiguredMachine {
+export interface ConfiguredMachine
+  extends Pick<MachineSpec, "entropy" | "entropyRateLimiter" | "networks" | "vsock"> {
   readonly vcpus: number;
   readonly memMib: number;
   /** Open until {@link Resources.closeBootFiles}. */
@@ -40,7 +47,6 @@ export interface ConfiguredMachine {
   readonly initrd: readonly FileSource[];
   readonly bootArgs: string | undefined;
   readonly drives: readonly DriveSpec[];
-  readonly entropy: boolean;
   readonly serialOutPath: string | undefined;
 }
 
@@ -55,6 +61,9 @@ export class Resources {
   private drives: Drive[] = [];
   private machineConfig: MachineConfig = DEFAULT_MACHINE;
   private entropy: Entropy | undefined;
+  /** With the open TAP device of each. */
+  private networks: { readonly config: NetworkInterface; readonly fd: number }[] = [];
+  private vsock: { readonly config: Vsock; readonly listenFd: number } | undefined;
   private serial: Serial | undefined;
 
   /** `backend`: see `loadBackend`; it limits vCPUs and memory. */
@@ -65,6 +74,8 @@ export class Resources {
     if (config["machine-config"] !== undefined) this.setMachine(config["machine-config"]);
     this.setBootSource(config["boot-source"]);
     for (const drive of config.drives) this.setDrive(drive);
+    for (const network of config["network-interfaces"] ?? []) this.setNetwork(network);
+    if (config.vsock !== undefined) this.setVsock(config.vsock);
     if (config.entropy !== undefined) this.setEntropy(config.entropy);
     if (config.serial !== undefined) this.setSerial(config.serial);
   }
@@ -134,6 +145,87 @@ export class Resources {
     );
   }
 
+  /** Notes the new limits of a drive that were changed under the running guest. Throws {@link ConfigError}. */
+  setDriveRateLimiter(id: string, update: RateLimiter | undefined): void {
+    this.drives = this.drives.map((drive) =>
+      drive.drive_id === id ? { ...drive, rate_limiter: updatedLimiter(drive.rate_limiter, update) } : drive,
+    );
+  }
+
+  /** Adds a network interface or replaces the one of the same id, and opens its TAP device. Throws {@link ConfigError}. */
+  setNetwork(config: NetworkInterface): void {
+    const { iface_id: id, guest_mac: mac, host_dev_name: tap } = config;
+    if (!RESOURCE_ID.test(id)) {
+      throw new ConfigError(
+        `iface_id \`${id}\` is invalid: API Resource IDs can only contain alphanumeric characters and underscores.`,
+      );
+    }
+    const same = this.networks.findIndex((other) => other.config.iface_id === id);
+    const taken = this.networks.some(
+      (other, i) =>
+        i !== same && mac !== undefined && other.config.guest_mac?.toLowerCase() === mac.toLowerCase(),
+    );
+    if (taken) throw new ConfigError(`The MAC address is already in use: ${mac}`);
+    const before = this.networks[same];
+    // A TAP device can be opened only once.
+    const kept = before?.config.host_dev_name === tap;
+    const network = { config, fd: kept ? before.fd : openTapDevice(tap) };
+    if (before !== undefined && !kept) closeFile(before.fd);
+    this.networks = this.networks.toSpliced(
+      same < 0 ? this.networks.length : same,
+      same < 0 ? 0 : 1,
+      network,
+    );
+  }
+
+  get networkIds(): string[] {
+    return this.networks.map(({ config }) => config.iface_id);
+  }
+
+  /** Notes the new limits of an interface that were changed under the running guest. */
+  setNetworkRateLimiters(id: string, rx: RateLimiter | undefined, tx: RateLimiter | undefined): void {
+    this.networks = this.networks.map((network) => {
+      const { config } = network;
+      if (config.iface_id !== id) return network;
+      return {
+        ...network,
+        config: {
+          ...config,
+          rx_rate_limiter: updatedLimiter(config.rx_rate_limiter, rx),
+          tx_rate_limiter: updatedLimiter(config.tx_rate_limiter, tx),
+        },
+      };
+    });
+  }
+
+  /** Sets the vsock device and binds its socket. Throws {@link ConfigError}. */
+  setVsock(config: Vsock): void {
+    const { uds_path: path } = config;
+    if (this.vsock?.config.uds_path === path) {
+      this.vsock = { config, listenFd: this.vsock.listenFd };
+      return;
+    }
+    let listenFd: number;
+    try {
+      listenFd = listenUnix(path);
+    } catch (error) {
+      if (!(error instanceof SystemError || error instanceof RangeError)) throw error;
+      throw new ConfigError(
+        `Cannot create backend for vsock device: Error binding to the host-side Unix socket: ${error.message}`,
+      );
+    }
+    this.removeVsock();
+    this.vsock = { config, listenFd };
+  }
+
+  /** Closes the vsock device's socket and removes it from the file system. */
+  removeVsock(): void {
+    if (this.vsock === undefined) return;
+    closeFile(this.vsock.listenFd);
+    removeFile(this.vsock.config.uds_path);
+    this.vsock = undefined;
+  }
+
   setEntropy(entropy: Entropy): void {
     this.entropy = entropy;
   }
@@ -154,6 +246,9 @@ export class Resources {
       bootArgs: this.boot?.boot_args,
       drives: this.drives.map(driveSpec),
       entropy: this.entropy !== undefined,
+      entropyRateLimiter: this.entropy?.rate_limiter,
+      networks: this.networks.map(({ config, fd }) => netSpec(config, fd)),
+      vsock: this.vsock === undefined ? undefined : vsockSpec(this.vsock.config, this.vsock.listenFd),
       serialOutPath: this.serial?.serial_out_path,
     };
   }
@@ -170,9 +265,9 @@ export class Resources {
       "machine-config": this.machineConfig,
       metrics: null,
       "mmds-config": null,
-      "network-interfaces": [],
-      vsock: null,
-      entropy: this.entropy === undefined ? null : { rate_limiter: null },
+      "network-interfaces": this.networks.map(({ config }) => networkJson(config)),
+      vsock: this.vsock === undefined ? null : vsockJson(this.vsock.config),
+      entropy: this.entropy === undefined ? null : { rate_limiter: limiterJson(this.entropy.rate_limiter) },
       pmem: [],
       "memory-hotplug": null,
     };
@@ -220,7 +315,63 @@ function driveSpec(drive: Drive): DriveSpec {
     root: drive.is_root_device,
     partuuid: drive.partuuid,
     cacheType: drive.cache_type ?? "Unsafe",
+    rateLimiter: drive.rate_limiter,
   };
+}
+
+function netSpec(config: NetworkInterface, fd: number): NetSpec {
+  return {
+    id: config.iface_id,
+    link: { kind: "tap", fd },
+    mac: config.guest_mac === undefined ? undefined : parseMac(config.guest_mac),
+    mtu: config.mtu,
+    rxRateLimiter: config.rx_rate_limiter,
+    txRateLimiter: config.tx_rate_limiter,
+  };
+}
+
+function parseMac(text: string): Uint8Array {
+  return Uint8Array.from(text.split(":"), (part) => Number.parseInt(part, 16));
+}
+
+function vsockSpec(config: Vsock, listenFd: number): VsockSpec {
+  return { guestCid: config.guest_cid, udsPath: config.uds_path, listenFd };
+}
+
+function networkJson(config: NetworkInterface): Record<string, unknown> {
+  return {
+    iface_id: config.iface_id,
+    host_dev_name: config.host_dev_name,
+    guest_mac: config.guest_mac ?? null,
+    mtu: config.mtu ?? null,
+    rx_rate_limiter: limiterJson(config.rx_rate_limiter),
+    tx_rate_limiter: limiterJson(config.tx_rate_limiter),
+  };
+}
+
+function vsockJson({ guest_cid, uds_path }: Vsock): Record<string, unknown> {
+  return { guest_cid, uds_path };
+}
+
+/** A limiter after a change of some of its buckets: one of size 0 or refill time 0 goes away. */
+function updatedLimiter(
+  before: RateLimiter | undefined,
+  update: RateLimiter | undefined,
+): RateLimiter | undefined {
+  return { ...before, ...update };
+}
+
+function limiterJson(limiter: RateLimiter | undefined): Record<string, unknown> | null {
+  const bucket = (config: RateLimiter["bandwidth"]) => {
+    if (config === undefined || config.size === 0 || config.refill_time === 0) return null;
+    return {
+      size: config.size,
+      one_time_burst: config.one_time_burst ?? null,
+      refill_time: config.refill_time,
+    };
+  };
+  const [bandwidth, ops] = [bucket(limiter?.bandwidth), bucket(limiter?.ops)];
+  return bandwidth === null && ops === null ? null : { bandwidth, ops };
 }
 
 function driveJson(drive: Drive): Record<string, unknown> {
@@ -231,7 +382,7 @@ function driveJson(drive: Drive): Record<string, unknown> {
     cache_type: drive.cache_type ?? "Unsafe",
     is_read_only: drive.is_read_only ?? false,
     path_on_host: drive.path_on_host ?? null,
-    rate_limiter: null,
+    rate_limiter: limiterJson(drive.rate_limiter),
     io_engine: drive.io_engine ?? "Sync",
     socket: null,
   };

@@ -1,6 +1,7 @@
 /** What a microVM is to be made of: the outcome of a configuration file or of `sparkler run`'s flags. */
 
 import type { LoggerOptions } from "../observe/logger.ts";
+import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
 
 export interface DriveSpec {
   /** Name in log lines. */
@@ -13,6 +14,32 @@ export interface DriveSpec {
   readonly partuuid?: string | undefined;
   /** `Writeback`: FLUSH reaches the storage device before it completes. `Unsafe`: FLUSH does nothing. */
   readonly cacheType: "Unsafe" | "Writeback";
+  readonly rateLimiter?: RateLimiterConfig | undefined;
+}
+
+/** What a network interface's frames go through: a TAP device, or a stream socket to passt. */
+export interface NetLinkSpec {
+  readonly kind: "tap" | "stream";
+  readonly fd: number;
+}
+
+export interface NetSpec {
+  /** Name in log lines. */
+  readonly id: string;
+  readonly link: NetLinkSpec;
+  /** Six bytes. */
+  readonly mac?: Uint8Array | undefined;
+  readonly mtu?: number | undefined;
+  readonly rxRateLimiter?: RateLimiterConfig | undefined;
+  readonly txRateLimiter?: RateLimiterConfig | undefined;
+}
+
+export interface VsockSpec {
+  readonly guestCid: number;
+  /** Ports that host programs listen on are at `<udsPath>_<port>`. */
+  readonly udsPath: string;
+  /** Bound to `udsPath` and listening. */
+  readonly listenFd: number;
 }
 
 /** Where the first serial port is connected to. */
@@ -43,6 +70,9 @@ export interface MachineSpec {
   readonly bootArgs?: string | undefined;
   readonly drives: readonly DriveSpec[];
   readonly entropy: boolean;
+  readonly entropyRateLimiter?: RateLimiterConfig | undefined;
+  readonly networks?: readonly NetSpec[] | undefined;
+  readonly vsock?: VsockSpec | undefined;
   readonly serial: SerialSpec;
   /** Ports for a guest program's stdin, stdout, stderr and exit status. */
   readonly program?: ProgramSpec | undefined;

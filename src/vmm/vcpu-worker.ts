@@ -52,6 +52,10 @@ let vcpu: Vcpu | undefined;
 
 self.onmessage = async ({ data }: MessageEvent<VcpuCommand>) => {
   try {
+    if (data.kind === "load") {
+      await (await loadBackend(data.backend)).load?.();
+      return;
+    }
     if (data.kind === "start") {
       vcpu = await createVcpu(data.plan, data.index);
       post({ kind: "ready" });

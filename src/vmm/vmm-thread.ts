@@ -6,11 +6,9 @@
 import { I8042_GSI, SERIAL_GSI } from "../boot/layout.ts";
 import { I8042Back } from "../devices/legacy/i8042.ts";
 import { SerialBack } from "../devices/legacy/serial.ts";
-import { BlockDevice } from "../devices/virtio/block/block.ts";
 import type { VirtioDevice } from "../devices/virtio/device.ts";
 import { createMmio, type MmioBack } from "../devices/virtio/mmio/back.ts";
 import { QUEUE_NOTIFY } from "../devices/virtio/mmio/registers.ts";
-import { RngDevice } from "../devices/virtio/rng/rng.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
 import { Logger } from "../observe/logger.ts";
 import { EPOLLIN, Epoll } from "../platform/epoll.ts";
@@ -27,13 +25,13 @@ import {
   SLOT_SERIAL,
   SLOT_VIRTIO,
 } from "./doorbell.ts";
-import { FileDisk } from "./file-disk.ts";
 import type { MachinePlan, VirtioDevicePlan } from "./machine.ts";
 import { Mailbox } from "./mailbox.ts";
 import type { VmmEvent } from "./messages.ts";
 import { ProgramConsole } from "./program-console.ts";
 import { SerialPort } from "./serial-port.ts";
-import { createVirtioDevice } from "./virtio-devices.ts";
+import { Timers } from "./timers.ts";
+import { VirtioDevices } from "./virtio-devices.ts";
 
 /** Looks at the doorbell after work before sleeping: about 50 us, what a wake-up would cost. */
 const SPIN_ROUNDS = 20_000;
@@ -42,13 +40,13 @@ const MAX_BUSY_TURNS = 32;
 
 export class VmmThread {
   private readonly epoll = new Epoll();
+  private readonly timers = new Timers();
+  private readonly devices: VirtioDevices;
   private readonly doorbell: Doorbell;
   private readonly mailboxes: Mailbox[];
   private readonly serial: SerialPort;
   private readonly keyboard: I8042Back;
   private readonly virtio: MmioBack[] = [];
-  private readonly blocks = new Map<string, BlockDevice>();
-  private entropy: RngDevice | undefined;
   private readonly log: Logger;
   private program: ProgramConsole | undefined;
   private stopping = false;
@@ -69,6 +67,11 @@ export class VmmThread {
     this.doorbell = new Doorbell(shared, plan.doorbell, wake);
     this.mailboxes = plan.mailboxes.map((offset, i) => new Mailbox(shared, offset, i, this.doorbell));
 
+    this.devices = new VirtioDevices({
+      epoll: this.epoll,
+      timers: this.timers,
+      log: (message) => this.log.warn(message),
+    });
     const irqLine = (gsi: number) => backend.irqLine(plan.memory, gsi);
     const serialBack = new SerialBack(shared, plan.serialOffset, irqLine(SERIAL_GSI));
     this.serial = new SerialPort(this.epoll, plan.serial, serialBack, (what) => this.log.warn(what));
@@ -103,18 +106,11 @@ export class VmmThread {
       this.program = new ProgramConsole(this.epoll, plan.program, this.post);
       return this.program.device;
     }
-    const device = createVirtioDevice(plan);
-    if (device instanceof BlockDevice && plan.kind === "block") this.blocks.set(plan.id, device);
-    if (device instanceof RngDevice) this.entropy = device;
-    return device;
+    return this.devices.create(plan);
   }
 
   get metrics(): DeviceMetrics {
-    return {
-      blocks: Object.fromEntries([...this.blocks].map(([id, device]) => [id, device.metrics])),
-      entropy: this.entropy?.metrics,
-      uart: this.serial.metrics,
-    };
+    return { ...this.devices.metrics, uart: this.serial.metrics };
   }
 
   /** Last of the serial output, if the plan wants it kept. */
@@ -144,7 +140,8 @@ export class VmmThread {
     }
     this.busyTurns = 0;
     const pump = this.pumpInputs();
-    this.doorbell.sleep((mayBlock) => this.epoll.wait(mayBlock && !pump ? -1 : 0));
+    this.doorbell.sleep((mayBlock) => this.epoll.wait(mayBlock && !pump ? this.timers.timeout : 0));
+    this.timers.fire();
   }
 
   /** Reads input that is always ready. True if there is more of it. */
@@ -197,9 +194,7 @@ export class VmmThread {
   private serveCommands(): void {
     for (let command = this.nextCommand(); command !== undefined; command = this.nextCommand()) {
       const { sequence, request } = command;
-      if (request.kind === "update-disk") {
-        this.blocks.get(request.id)?.updateDisk(new FileDisk(request.disk), request.disk.id);
-      }
+      this.devices.serve(request);
       this.post({ kind: "reply", reply: { sequence, metrics: this.metrics } });
     }
   }

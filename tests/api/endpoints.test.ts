@@ -5,11 +5,11 @@
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { OpenApiDocument } from "../../src/api/openapi.ts";
 import type { SchemaNode } from "../../src/vmm/schema/schema.ts";
-import { fault, Monitor, request, temporaryDirectory, writeTinyKernel } from "./support.ts";
+import { canOpenTap, fault, Monitor, request, temporaryDirectory, writeTinyKernel } from "./support.ts";
 
 const dir = temporaryDirectory();
 const kernel = join(dir.path, "kernel");
@@ -72,6 +72,8 @@ const VALUES: Readonly<Record<string, unknown>> = {
   metrics_path: join(dir.path, "metrics"),
   serial_out_path: join(dir.path, "serial"),
   guest_mac: "06:00:00:00:00:01",
+  host_dev_name: "sparktap1",
+  uds_path: join(dir.path, "vsock"),
   network_interfaces: ["x1"],
   action_type: "SendCtrlAltDel",
   mem_file_path: "memory",
@@ -198,6 +200,8 @@ const WRONG_MOMENT = {
   post: "The requested operation is not supported before starting the microVM.",
 };
 
+const TAP = canOpenTap();
+
 let before: Monitor;
 let after: Monitor;
 
@@ -207,6 +211,10 @@ beforeAll(async () => {
   await after.put("/boot-source", { kernel_image_path: kernel, boot_args: "script=hang" });
   const drive = { drive_id: "x1", path_on_host: running, is_root_device: false, is_read_only: true };
   expect((await after.put("/drives/x1", drive)).status).toBe(204);
+  if (TAP) {
+    const network = { iface_id: "x1", host_dev_name: "sparktap2" };
+    expect((await after.put("/network-interfaces/x1", network)).status).toBe(204);
+  }
   expect((await after.action("InstanceStart")).status).toBe(204);
 });
 
@@ -334,9 +342,9 @@ describe.each(operations)("$method $path", (operation) => {
     });
   }
 
-  // No network interface can be there yet, so none can be named to it.
+  // Guests cannot reach the metadata yet.
   if (supported && path !== "/mmds/config") {
-    test("does it", async () => {
+    test.skipIf(!TAP && path.startsWith("/network-interfaces/"))("does it", async () => {
       const bodies =
         schema?.type === "object" ? [good, { ...Object(example(schema, "", true)), ...extra }] : [good];
       for (const body of bodies) {
@@ -422,12 +430,69 @@ describe("what Firecracker's own tests expect", () => {
     );
   });
 
+  test("vsock: may be put again, its socket is bound at once, and a path that is taken is refused", async () => {
+    const put = (name: string) => before.put("/vsock", { guest_cid: 5, uds_path: join(dir.path, name) });
+    expect((await put("vsock1")).status).toBe(204);
+    expect((await put("vsock1")).status).toBe(204);
+    expect(existsSync(join(dir.path, "vsock1"))).toBe(true);
+    expect((await put("vsock2")).status).toBe(204);
+    expect([existsSync(join(dir.path, "vsock1")), existsSync(join(dir.path, "vsock2"))]).toEqual([
+      false,
+      true,
+    ]);
+    const taken = { guest_cid: 5, uds_path: running };
+    expect(await refused(before, "PUT", "/vsock", taken)).toBe(
+      "Vsock config error: Cannot create backend for vsock device: Error binding to the host-side Unix socket: Address already in use (os error 98)",
+    );
+    const { body } = await before.get("/vm/config");
+    expect(body).toMatchObject({ vsock: { guest_cid: 5, uds_path: join(dir.path, "vsock2") } });
+  });
+
+  test.skipIf(!TAP)(
+    "network: MAC addresses and TAP devices are used once, and limits can be changed",
+    async () => {
+      const put = (id: string, fields: object) =>
+        before.put(`/network-interfaces/${id}`, { iface_id: id, host_dev_name: `spark${id}`, ...fields });
+      expect((await put("a", { guest_mac: "06:00:00:00:00:0A" })).status).toBe(204);
+      expect(fault(await put("b", { guest_mac: "06:00:00:00:00:0a" }))).toBe(
+        "Network config error: The MAC address is already in use: 06:00:00:00:00:0a",
+      );
+      expect((await put("a", { host_dev_name: "sparkother" })).status).toBe(204);
+      expect((await put("b", { host_dev_name: "sparka", mtu: 9000 })).status).toBe(204);
+      expect(fault(await put("c", { host_dev_name: "sparka" }))).toBe(
+        "Network config error: Could not create the network device: Open tap device failed: Error while creating ifreq structure: Device or resource busy (os error 16). Invalid TUN/TAP Backend provided by sparka. Check our documentation on setting up the network devices.",
+      );
+      const limited = {
+        iface_id: "x1",
+        rx_rate_limiter: { bandwidth: { size: 1000, refill_time: 100 } },
+        tx_rate_limiter: { ops: { size: 5, refill_time: 100, one_time_burst: 7 } },
+      };
+      expect((await after.patch("/network-interfaces/x1", limited)).status).toBe(204);
+      const lifted = { iface_id: "x1", rx_rate_limiter: { bandwidth: { size: 0, refill_time: 0 } } };
+      expect((await after.patch("/network-interfaces/x1", lifted)).status).toBe(204);
+      const drive = { drive_id: "x1", rate_limiter: { bandwidth: { size: 9, refill_time: 8 } } };
+      expect((await after.patch("/drives/x1", drive)).status).toBe(204);
+      expect((await after.get("/vm/config")).body).toMatchObject({
+        "network-interfaces": [
+          {
+            iface_id: "x1",
+            rx_rate_limiter: null,
+            tx_rate_limiter: { bandwidth: null, ops: { size: 5, refill_time: 100, one_time_burst: 7 } },
+          },
+        ],
+        drives: [
+          { rate_limiter: { bandwidth: { size: 9, refill_time: 8, one_time_burst: null }, ops: null } },
+        ],
+      });
+    },
+  );
+
   test.each([
     ["PUT", "/machine-config", { vcpu_count: 1, mem_size_mib: 64, cpu_template: "None" }, true],
     ["PATCH", "/machine-config", { cpu_template: "None" }, true],
     ["PUT", "/machine-config", { vcpu_count: 1, mem_size_mib: 64 }, false],
-    ["PUT", "/vsock", { guest_cid: 3, uds_path: "v", vsock_id: "1" }, true],
-    ["PUT", "/vsock", { guest_cid: 3, uds_path: "v" }, false],
+    ["PUT", "/vsock", { guest_cid: 3, uds_path: join(dir.path, "v"), vsock_id: "1" }, true],
+    ["PUT", "/vsock", { guest_cid: 3, uds_path: join(dir.path, "v") }, false],
     ["PUT", "/mmds/config", { network_interfaces: [] }, true],
     ["PUT", "/mmds/config", { network_interfaces: [], version: "V2" }, false],
     ["PUT", "/snapshot/load", { snapshot_path: "s", mem_file_path: "m" }, true],

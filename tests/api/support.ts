@@ -3,6 +3,8 @@
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { closeFile } from "../../src/platform/files.ts";
+import { openTap } from "../../src/platform/tap.ts";
 
 const scripted = new URL("../vmm/entry.ts", import.meta.url).pathname;
 const launcher = new URL("../../bin/sparkler", import.meta.url).pathname;
@@ -41,6 +43,16 @@ export function fault({ body }: Answer): string {
   const message = typeof body === "object" && body !== null ? Reflect.get(body, "fault_message") : undefined;
   if (typeof message !== "string") throw new Error(`no fault_message in ${JSON.stringify(body)}`);
   return message;
+}
+
+/** True if TAP devices can be opened here, which needs root. */
+export function canOpenTap(): boolean {
+  try {
+    closeFile(openTap("sparktest", 12));
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 export class Monitor {

@@ -20,6 +20,8 @@ export interface RunOptions {
   /** Sent to stdin, which then ends. Left out: stdin is /dev/null. */
   stdin?: Uint8Array | string;
   env?: Record<string, string>;
+  /** A program that starts the monitor, e.g. in a network namespace, and its arguments. */
+  prefix?: readonly string[];
   /** ms after which the monitor is killed, {@link GUEST_LIMIT} if left out. */
   limit?: number;
 }
@@ -72,9 +74,9 @@ export class Started {
   constructor(
     private readonly argv: readonly string[],
     stdin: "pipe" | "ignore",
-    { env = {}, limit = GUEST_LIMIT }: Pick<RunOptions, "env" | "limit"> = {},
+    { env = {}, limit = GUEST_LIMIT, prefix = [] }: Pick<RunOptions, "env" | "limit" | "prefix"> = {},
   ) {
-    this.child = Bun.spawn([SPARKLER, ...argv], {
+    this.child = Bun.spawn([...prefix, SPARKLER, ...argv], {
       stdin,
       stdout: "pipe",
       stderr: "pipe",

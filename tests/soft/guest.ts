@@ -193,8 +193,8 @@ export class Guest {
   mmioRead: SoftBus["mmioRead"] = () => 0xffff_ffff;
   mmioWrite: SoftBus["mmioWrite"] = () => {};
 
-  /** `jit`: as SoftVcpu takes it. */
-  constructor(jit: boolean | number = testJit()) {
+  /** `jit` and `lockstep`: as SoftVcpu takes them. */
+  constructor(jit: boolean | number = testJit(), lockstep = false) {
     const { memory } = createSoftMemory(RAM_BYTES);
     this.memory = memory;
     this.vcpu = new SoftVcpu({
@@ -209,6 +209,7 @@ export class Guest {
       log: (message) => this.logged.push(message),
       interpreter: interpreterModule(),
       jit,
+      lockstep,
     });
     this.state = this.vcpu.state;
     this.since = watch(memory);

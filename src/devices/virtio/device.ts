@@ -37,8 +37,12 @@ export type Served = "empty" | "stopped" | "more" | "failed";
 /** One queue of an active device. */
 export interface DeviceQueue {
   readonly index: number;
+  /** Descriptors that the driver's queue has, 0 if it is not {@link ready}. */
+  readonly size: number;
   /** False if the driver did not set this queue up; it is then always empty. */
   readonly ready: boolean;
+  /** True if the driver has broken its rules, until it resets: what a device keeps of it must not be written to. */
+  readonly failed: boolean;
   /**
    * The one queue loop: offers each available chain to `handler`, which returns the number of bytes it wrote to
    * the chain's writable buffers (counted from their start), {@link STOP} or {@link HOLD}. Interrupts the driver as

@@ -63,8 +63,16 @@ class QueueRunner implements DeviceQueue {
     if (setup !== undefined) this.queue = new Queue(memory, setup, features);
   }
 
+  get size(): number {
+    return this.queue?.size ?? 0;
+  }
+
   get ready(): boolean {
     return this.queue !== undefined;
+  }
+
+  get failed(): boolean {
+    return this.out;
   }
 
   /** Puts the queue out of order: after a failure, or because the device was reset. */

@@ -17,6 +17,7 @@ import {
   CODE_LINES,
   GUEST_BASE,
   MODE,
+  MODE_REPLAY,
   MODE_TF,
   RECORD,
   RECORD_BYTES,
@@ -138,7 +139,7 @@ export class Blocks {
     const most = mode & MODE_TF ? 1 : MAX_BLOCK;
     // Mark first, read afterwards: a device that writes in between then sees the mark (see softWriteHook).
     this.mark(physical, 64);
-    if (this.jit && !(mode & MODE_TF)) this.emitCount(firstOffset);
+    if (this.jit && !(mode & (MODE_TF | MODE_REPLAY))) this.emitCount(firstOffset);
     while (count < most) {
       const status = decoder.decode(state.bytes, pageStart + offset, pageStart + 4096, mode);
       if (status === TRUNCATED) {

@@ -229,6 +229,8 @@ export const MODE_32 = 2;
 export const MODE_TF = 4;
 /** FPU instructions raise an exception (CR0.EM, CR0.TS, CR4.OSFXSR). */
 export const MODE_FPU_OFF = 8;
+/** Interpreted to check compiled code: such blocks do not count their executions (jit/lockstep.ts). */
+export const MODE_REPLAY = 16;
 
 /** Why the interpreter returned to the run loop. */
 export const EXIT = {

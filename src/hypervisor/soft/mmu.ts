@@ -72,6 +72,16 @@ export interface PhysicalBus {
   write(gpa: number, size: number, value: number): void;
 }
 
+/** Sees what is written to RAM while it is set (see jit/lockstep.ts); device accesses are refused then. */
+export interface WriteWatch {
+  /** A page is about to be written: a physical address in it. */
+  touch(physical: number): void;
+  /** The write TLB has got an entry, by word offset: further writes to its page are not seen. */
+  filled(entry: number): void;
+  /** Something has been done that cannot be undone. */
+  spoil(): void;
+}
+
 /** Told of a write into a page that holds decoded code: physical page and byte range in it. */
 export type CodeWrite = (page: number, from: number, to: number) => void;
 
@@ -88,6 +98,7 @@ export class Mmu {
   private pendingSecond = 0;
   /** The access under way comes from compiled code. */
   private compiled = false;
+  watch: WriteWatch | undefined;
   /** Statistics. */
   misses = 0;
 
@@ -208,6 +219,7 @@ export class Mmu {
     i32[at + 1] = high;
     i32[at + 2] = (GUEST_BASE + (this.physical - (this.physical % 4096)) - (low & ~0xfff)) | 0;
     this.track(at, low, high);
+    if (write) this.watch?.filled(at);
   }
 
   /** Remembers what a later flush has to know of the entry just filled at word `at`. */
@@ -373,18 +385,20 @@ export class Mmu {
     if (!this.walk(low, high, write, false, user)) return 0;
     const physical = this.physical;
     if (!this.isRam(physical)) {
+      if (this.watch) return this.refuse();
       this.pendingFirst = physical;
       if (kind === READ || kind === READ_WRITE) this.readPhysical(physical, size, BOUNCE);
       return BOUNCE;
     }
     if (write && this.hasCode(physical)) {
-      if (this.compiled && this.hitsCode(physical, size)) return this.refuse();
+      if ((this.compiled || this.watch) && this.hitsCode(physical, size)) return this.refuse();
       this.pendingFirst = physical;
       if (kind === READ_WRITE)
         this.u8.copyWithin(BOUNCE, GUEST_BASE + physical, GUEST_BASE + physical + size);
       return BOUNCE;
     }
     if (write) {
+      this.watch?.touch(physical);
       this.fill(low, high, user, true);
       this.fill(low, high, user, false);
     } else this.fill(low, high, user, false);
@@ -411,7 +425,8 @@ export class Mmu {
     const nextHigh = nextLow === 0 ? (high + 1) | 0 : high;
     if (!this.walk(nextLow, nextHigh, write, false, user)) return 0;
     const second = this.physical;
-    if (this.compiled && write) {
+    if (this.watch && !(this.isRam(first) && this.isRam(second))) return this.refuse();
+    if ((this.compiled || this.watch) && write) {
       const head = 4096 - (low & 0xfff);
       const hit = (at: number, n: number) => this.isRam(at) && this.hitsCode(at, n);
       if (hit(first, head) || hit(second, size - head)) return this.refuse();
@@ -438,6 +453,7 @@ export class Mmu {
       this.u8.copyWithin(to, GUEST_BASE + physical, GUEST_BASE + physical + size);
       return;
     }
+    this.watch?.spoil();
     this.split(size, (offset, width) => {
       const value = this.bus.read(physical + offset, width);
       for (let i = 0; i < width; i++) this.u8[to + offset + i] = value >>> (8 * i);
@@ -446,13 +462,16 @@ export class Mmu {
 
   private writePhysical(physical: number, size: number, from: number): void {
     if (physical + size <= this.ramBytes) {
+      this.watch?.touch(physical);
       this.u8.copyWithin(GUEST_BASE + physical, from, from + size);
       if (this.hasCode(physical)) {
+        if (this.hitsCode(physical, size)) this.watch?.spoil();
         const offset = physical % 4096;
         this.codeWrite((physical - offset) / 4096, offset, offset + size);
       }
       return;
     }
+    this.watch?.spoil();
     this.split(size, (offset, width) => {
       let value = 0;
       for (let i = 0; i < width; i++) value |= this.u8[from + offset + i]! << (8 * i);

@@ -8,6 +8,7 @@ import { debugCause, deliver, type Interrupt } from "./exceptions.ts";
 import { X87 } from "./float/x87.ts";
 import { buildInterpreter, Interpreter } from "./interpreter.ts";
 import { Jit } from "./jit/jit.ts";
+import { Lockstep } from "./jit/lockstep.ts";
 import {
   ATTENTION,
   BUDGET,
@@ -79,6 +80,8 @@ export interface SoftVcpuOptions {
   interpreter?: WebAssembly.Module;
   /** False: everything is interpreted. A number: executions of a block before it is compiled. */
   jit?: boolean | number;
+  /** Everything is interpreted a second time and compared; `run` throws at the first difference. */
+  lockstep?: boolean;
   /** Called now and then between slices, when helpers have left some 16 MiB of garbage. */
   collectGarbage?(): void;
 }
@@ -96,6 +99,9 @@ export interface SoftVcpuStats {
   compileMilliseconds: number;
   /** Times that all compiled code was dropped because there was too much. */
   evictions: number;
+  /** Slices that lockstep has compared, and that it could not compare. */
+  slicesCompared: number;
+  slicesSkipped: number;
   exits: Record<string, number>;
 }
 
@@ -104,6 +110,7 @@ export class SoftVcpu {
   readonly cpu: Cpu;
   readonly interpreter: Interpreter;
   private readonly jit: Jit | undefined;
+  private readonly lockstep: Lockstep | undefined;
   private readonly helpers: (Helper | undefined)[];
   private readonly call: HelperCall;
   private readonly exits = new Map<number, number>();
@@ -169,6 +176,7 @@ export class SoftVcpu {
       generation: 0,
       log: (message) => this.report(message),
     };
+    if (options.lockstep) this.lockstep = new Lockstep(state, mmu, blocks, this.interpreter);
     const msrs = new Msrs(this.cpu);
     this.helpers = buildHelpers();
     this.call = { cpu: this.cpu, msrs, record: 0, size: 4, mem: false, addr32: false, mode64: true, rep: 0 };
@@ -225,6 +233,8 @@ export class SoftVcpu {
       instructionsCompiled: this.jit?.instructions ?? 0,
       compileMilliseconds: Math.round(this.jit?.time ?? 0),
       evictions: this.jit?.evictions ?? 0,
+      slicesCompared: this.lockstep?.compared ?? 0,
+      slicesSkipped: this.lockstep?.skipped ?? 0,
       exits: Object.fromEntries(names.map(([name, code]) => [name, this.exits.get(code) ?? 0])),
     };
   }
@@ -266,7 +276,7 @@ export class SoftVcpu {
     if (trap) Atomics.store(state.i32, ATTENTION >> 2, -1);
     const start = performance.now();
     state.set(RETURN_DEPTH, 0);
-    const code = this.interpreter.enter(record);
+    const code = this.lockstep && !trap ? this.lockstep.enter(record) : this.interpreter.enter(record);
     const done = slice - state.get(BUDGET);
     this.retired += done;
     if (done > 100_000) {
@@ -356,6 +366,10 @@ export class SoftVcpu {
   private helper(descriptor: number, record: number): number {
     const helper = this.helpers[descriptor & 0xff];
     if (!helper) throw new Error(`no helper ${descriptor & 0xff}`);
+    if (this.lockstep?.refuses(descriptor & 0xff)) {
+      this.state.fault(INTERPRET);
+      return EXIT.fault;
+    }
     const { call } = this;
     call.record = record;
     call.size = (descriptor >> 8) & 15;

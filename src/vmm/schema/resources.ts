@@ -22,7 +22,7 @@ export const TokenBucket = object(
 
 export const RateLimiter = object(
   {},
-  { bandwidth: { ...TokenBucket, ...NOT_YET }, ops: { ...TokenBucket, ...NOT_YET } },
+  { bandwidth: TokenBucket, ops: TokenBucket },
   { description: "Limits of bytes and of operations per time." },
 );
 
@@ -179,8 +179,8 @@ export const VmmConfig = object(
     entropy: Entropy,
     serial: Serial,
     "mmds-config": { ...MmdsConfig, ...NOT_YET },
-    "network-interfaces": list(NetworkInterface, NOT_YET),
-    vsock: { ...Vsock, ...NOT_YET },
+    "network-interfaces": list(NetworkInterface),
+    vsock: Vsock,
     balloon: { ...Balloon, ...NOT_YET },
     pmem: list(Pmem, NOT_YET),
     "memory-hotplug": { ...MemoryHotplug, ...NOT_YET },
@@ -196,5 +196,8 @@ export type Logger = Infer<typeof Logger>;
 export type Metrics = Infer<typeof Metrics>;
 export type Serial = Infer<typeof Serial>;
 export type Entropy = Infer<typeof Entropy>;
+export type NetworkInterface = Infer<typeof NetworkInterface>;
+export type RateLimiter = Infer<typeof RateLimiter>;
+export type Vsock = Infer<typeof Vsock>;
 export type MmdsConfig = Infer<typeof MmdsConfig>;
 export type VmmConfig = Infer<typeof VmmConfig>;

@@ -1,4 +1,5 @@
 import { beforeEach, describe, expect, test } from "bun:test";
+import { ManualTimers } from "../../../ratelimit/testing/manual-timers.ts";
 import * as reg from "../mmio/registers.ts";
 import { type BufferSpec, TestDriver } from "../testing/driver.ts";
 import { FUZZ_COUNT, fuzzDevice, type Random } from "../testing/fuzz.ts";
@@ -51,15 +52,18 @@ let disk: MemoryDisk;
 let block: BlockDevice;
 let driver: TestDriver;
 let logs: string[];
+let timers: ManualTimers;
 
 function start(options: Partial<BlockOptions> = {}): void {
   logs = [];
+  timers = new ManualTimers();
   block = new BlockDevice({
     driveId: "rootfs",
     disk,
     id: new TextEncoder().encode("2049012345"),
     readOnly: false,
     cacheType: "Writeback",
+    timers,
     ...options,
   });
   driver = TestDriver.start(block, { events: { log: (line) => logs.push(line) } });
@@ -257,6 +261,31 @@ test("another disk shows its size to a driver that runs", () => {
   expect([...driver.ram(id.gpa, 2)]).toEqual([0x42, 0]);
 });
 
+test("the rate limiter counts the data of reads and writes, and requests without data as operations", () => {
+  start({
+    rateLimiter: { bandwidth: { size: 2048, refill_time: 1000 }, ops: { size: 100, refill_time: 1000 } },
+  });
+  const header = (type: number) => {
+    const bytes = new Uint8Array(16);
+    bytes[0] = type;
+    return driver.readable(bytes);
+  };
+  const read = (length: number) =>
+    driver.request(0, [header(IN), driver.writable(length), driver.writable(1)]);
+  expect(read(1024)).toBe(1025);
+  expect(driver.request(0, [header(OUT), driver.readable(new Uint8Array(1024)), driver.writable(1)])).toBe(1);
+  expect(driver.request(0, [header(FLUSH), driver.writable(1)])).toBe(1);
+  expect(read(512)).toBeUndefined();
+  timers.advance(249);
+  expect(block.metrics).toMatchObject({ readCount: 1, throttled: 1 });
+  timers.advance(1);
+  expect(block.metrics).toMatchObject({ readCount: 2, readBytes: 1536, writeBytes: 1024 });
+  expect(read(512)).toBeUndefined();
+  block.updateRateLimiter({ bandwidth: { size: 0, refill_time: 0 } });
+  timers.advance(0);
+  expect(block.metrics.readCount).toBe(3);
+});
+
 test(`survives ${FUZZ_COUNT} mutations`, () => {
   const hostileDisk = new MemoryDisk();
   const result = fuzzDevice({
@@ -267,6 +296,8 @@ test(`survives ${FUZZ_COUNT} mutations`, () => {
         disk: hostileDisk,
         id: new Uint8Array(20),
         readOnly: false,
+        timers: new ManualTimers(),
+        rateLimiter: { ops: { size: 1e9, refill_time: 1 } },
         cacheType: "Writeback",
         segMax: 16,
       }),

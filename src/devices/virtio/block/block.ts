@@ -1,9 +1,11 @@
 /** virtio-block (virtio 1.2, 5.2) over a file, with the features and limits of Firecracker's. */
 
+import { RateLimiter, type RateLimiterConfig, type TimerSource } from "../../../ratelimit/rate-limiter.ts";
 import type { DescriptorChain, GuestBuffer } from "../chain.ts";
 import {
   type DeviceContext,
   type DeviceHost,
+  STOP,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_VERSION_1,
@@ -30,6 +32,7 @@ const VIRTIO_BLK_S_UNSUPP = 2;
 /** Request header: le32 type, le32 reserved, le64 sector. */
 const HEADER_BYTES = 16;
 const HEADER_SECTOR = 8;
+const STATUS_BYTES = 1;
 const SECTOR_BYTES = 512;
 const QUEUE_SIZE = 256;
 
@@ -57,6 +60,8 @@ export interface BlockOptions {
    * the driver join scattered pages into one request, and offers indirect descriptors for it.
    */
   readonly segMax?: number;
+  readonly rateLimiter?: RateLimiterConfig | undefined;
+  readonly timers: TimerSource;
 }
 
 /** Counters since the device was created; byte counts include only what succeeded. */
@@ -71,6 +76,8 @@ export interface BlockMetrics {
   /** Requests that failed in the file. */
   executeFails: number;
   queueEvents: number;
+  /** Times that requests had to wait for the rate limiter. */
+  throttled: number;
 }
 
 export class BlockDevice implements VirtioDevice {
@@ -79,7 +86,7 @@ export class BlockDevice implements VirtioDevice {
   readonly features: bigint;
   readonly queueSizes = [QUEUE_SIZE];
   readonly config: Uint8Array;
-  readonly metrics: BlockMetrics = {
+  private readonly counts: Omit<BlockMetrics, "throttled"> = {
     readBytes: 0,
     readCount: 0,
     writeBytes: 0,
@@ -97,6 +104,7 @@ export class BlockDevice implements VirtioDevice {
   private readonly id = new Uint8Array(BLOCK_ID_BYTES);
   private readonly header = new Uint8Array(HEADER_BYTES);
   private readonly headerView = new DataView(this.header.buffer);
+  private readonly limiter: RateLimiter;
   private host: DeviceHost | undefined;
   private context: DeviceContext | undefined;
 
@@ -106,6 +114,7 @@ export class BlockDevice implements VirtioDevice {
     if (!Number.isInteger(segMax) || segMax < 1 || segMax > QUEUE_SIZE - 2) {
       throw new RangeError(`segMax ${segMax} is not from 1 to ${QUEUE_SIZE - 2}`);
     }
+    this.limiter = new RateLimiter(options.rateLimiter, options.timers, () => this.serve());
     this.name = `block ${driveId}`;
     this.readOnly = readOnly;
     this.cacheType = cacheType;
@@ -120,6 +129,10 @@ export class BlockDevice implements VirtioDevice {
     this.useDisk(disk, id);
   }
 
+  get metrics(): BlockMetrics {
+    return { ...this.counts, throttled: this.limiter.throttled };
+  }
+
   attach(host: DeviceHost): void {
     this.host = host;
     this.warnOfTail();
@@ -131,6 +144,7 @@ export class BlockDevice implements VirtioDevice {
 
   reset(): void {
     this.context = undefined;
+    this.limiter.reset();
   }
 
   /** Puts another file behind the device and tells the driver of its size (PATCH /drives). */
@@ -140,9 +154,22 @@ export class BlockDevice implements VirtioDevice {
     this.host?.configChanged();
   }
 
-  processQueue(index: number): void {
-    this.metrics.queueEvents++;
-    this.context?.queues[index]?.serve((chain) => this.execute(chain));
+  /** Changes limits while the guest runs; what is left out stays. */
+  updateRateLimiter(config: RateLimiterConfig | undefined): void {
+    this.limiter.update(config);
+  }
+
+  processQueue(): void {
+    this.counts.queueEvents++;
+    this.serve();
+  }
+
+  private serve(): void {
+    this.context?.queues[0]?.serve((chain) => {
+      // Of a request that is too short the rest is counted as nothing.
+      const data = Math.max(0, chain.readableLength + chain.writableLength - HEADER_BYTES - STATUS_BYTES);
+      return this.limiter.allow(data) ? this.execute(chain) : STOP;
+    });
   }
 
   private useDisk(disk: DiskFile, id: Uint8Array): void {
@@ -166,7 +193,7 @@ export class BlockDevice implements VirtioDevice {
     const statusBuffer = chain.writable[chain.writable.length - 1];
     if (statusBuffer === undefined || chain.read(this.header) < HEADER_BYTES) {
       // There is nowhere to put a status, or nothing to say what was asked.
-      this.metrics.invalidRequests++;
+      this.counts.invalidRequests++;
       this.host?.log("request without a 16-byte header or a status byte");
       if (statusBuffer === undefined) return 0;
       return this.finish(chain, statusBuffer, VIRTIO_BLK_S_IOERR, 0);
@@ -182,7 +209,7 @@ export class BlockDevice implements VirtioDevice {
       case VIRTIO_BLK_T_GET_ID:
         return this.getId(chain, statusBuffer);
       default:
-        this.metrics.invalidRequests++;
+        this.counts.invalidRequests++;
         this.host?.log(`unsupported request type ${type}`);
         return this.finish(chain, statusBuffer, VIRTIO_BLK_S_UNSUPP, 0);
     }
@@ -205,7 +232,7 @@ export class BlockDevice implements VirtioDevice {
     if (length % SECTOR_BYTES === 0 && sector + length / SECTOR_BYTES <= this.sectors) {
       return sector * SECTOR_BYTES;
     }
-    this.metrics.invalidRequests++;
+    this.counts.invalidRequests++;
     this.host?.log(`request for ${length} bytes at sector ${sector} of ${this.sectors}`);
     return -1;
   }
@@ -227,8 +254,8 @@ export class BlockDevice implements VirtioDevice {
         if (got < part) throw new Error(`${got} of ${part} bytes at ${start + done}`);
       }
     });
-    this.metrics.readBytes += done;
-    if (ok) this.metrics.readCount++;
+    this.counts.readBytes += done;
+    if (ok) this.counts.readCount++;
     return this.finish(chain, statusBuffer, ok ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR, done);
   }
 
@@ -237,7 +264,7 @@ export class BlockDevice implements VirtioDevice {
     const start = this.place(length);
     if (start < 0) return VIRTIO_BLK_S_IOERR;
     if (this.readOnly) {
-      this.metrics.invalidRequests++;
+      this.counts.invalidRequests++;
       this.host?.log("write to a read-only drive");
       return VIRTIO_BLK_S_IOERR;
     }
@@ -254,8 +281,8 @@ export class BlockDevice implements VirtioDevice {
         if (put < part) throw new Error(`${put} of ${part} bytes at ${start + done}`);
       }
     });
-    this.metrics.writeBytes += done;
-    if (ok) this.metrics.writeCount++;
+    this.counts.writeBytes += done;
+    if (ok) this.counts.writeCount++;
     return ok ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR;
   }
 
@@ -263,13 +290,13 @@ export class BlockDevice implements VirtioDevice {
     if (this.cacheType === "Writeback" && !this.attempt("flush", () => this.disk.sync())) {
       return VIRTIO_BLK_S_IOERR;
     }
-    this.metrics.flushCount++;
+    this.counts.flushCount++;
     return VIRTIO_BLK_S_OK;
   }
 
   private getId(chain: DescriptorChain, statusBuffer: GuestBuffer): number {
     if (chain.writableLength - 1 < BLOCK_ID_BYTES) {
-      this.metrics.invalidRequests++;
+      this.counts.invalidRequests++;
       this.host?.log(`id asked for with room for ${chain.writableLength - 1} of ${BLOCK_ID_BYTES} bytes`);
       return this.finish(chain, statusBuffer, VIRTIO_BLK_S_IOERR, 0);
     }
@@ -282,7 +309,7 @@ export class BlockDevice implements VirtioDevice {
       action();
       return true;
     } catch (error) {
-      this.metrics.executeFails++;
+      this.counts.executeFails++;
       this.host?.log(`${what} failed: ${error instanceof Error ? error.message : String(error)}`);
       return false;
     }

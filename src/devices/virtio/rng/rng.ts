@@ -1,9 +1,11 @@
 /** virtio-rng (virtio 1.2, 5.4): random bytes from the host. */
 
+import { RateLimiter, type RateLimiterConfig, type TimerSource } from "../../../ratelimit/rate-limiter.ts";
 import type { DescriptorChain } from "../chain.ts";
 import {
   type DeviceContext,
   type DeviceHost,
+  STOP,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_VERSION_1,
   VIRTIO_ID_ENTROPY,
@@ -22,6 +24,14 @@ export interface RngMetrics {
   bytes: number;
   requests: number;
   fails: number;
+  /** Times that requests had to wait for the rate limiter. */
+  throttled: number;
+}
+
+export interface RngOptions {
+  readonly fillRandom: FillRandom;
+  readonly timers: TimerSource;
+  readonly rateLimiter?: RateLimiterConfig | undefined;
 }
 
 export class RngDevice implements VirtioDevice {
@@ -30,13 +40,23 @@ export class RngDevice implements VirtioDevice {
   readonly features = VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX;
   readonly queueSizes = [QUEUE_SIZE];
   readonly config = new Uint8Array(0);
-  readonly metrics: RngMetrics = { bytes: 0, requests: 0, fails: 0 };
 
+  private readonly counts = { bytes: 0, requests: 0, fails: 0 };
   private readonly scratch = new Uint8Array(SCRATCH_BYTES);
   private host: DeviceHost | undefined;
   private context: DeviceContext | undefined;
 
-  constructor(private readonly fillRandom: FillRandom) {}
+  private readonly fillRandom: FillRandom;
+  private readonly limiter: RateLimiter;
+
+  constructor(options: RngOptions) {
+    this.fillRandom = options.fillRandom;
+    this.limiter = new RateLimiter(options.rateLimiter, options.timers, () => this.processQueue());
+  }
+
+  get metrics(): RngMetrics {
+    return { ...this.counts, throttled: this.limiter.throttled };
+  }
 
   attach(host: DeviceHost): void {
     this.host = host;
@@ -48,15 +68,18 @@ export class RngDevice implements VirtioDevice {
 
   reset(): void {
     this.context = undefined;
+    this.limiter.reset();
   }
 
-  processQueue(index: number): void {
-    this.context?.queues[index]?.serve((chain) => this.fill(chain));
+  processQueue(): void {
+    this.context?.queues[0]?.serve((chain) => {
+      const wanted = Math.min(chain.writableLength, MAX_REQUEST_BYTES);
+      return this.limiter.allow(wanted) ? this.fill(chain, wanted) : STOP;
+    });
   }
 
-  private fill(chain: DescriptorChain): number {
-    this.metrics.requests++;
-    const wanted = Math.min(chain.writableLength, MAX_REQUEST_BYTES);
+  private fill(chain: DescriptorChain, wanted: number): number {
+    this.counts.requests++;
     let done = 0;
     try {
       while (done < wanted) {
@@ -66,10 +89,10 @@ export class RngDevice implements VirtioDevice {
         done += piece.length;
       }
     } catch (error) {
-      this.metrics.fails++;
+      this.counts.fails++;
       this.host?.log(`no random bytes: ${error instanceof Error ? error.message : String(error)}`);
     }
-    this.metrics.bytes += done;
+    this.counts.bytes += done;
     return done;
   }
 }

@@ -1,0 +1,5 @@
+/** Sparkler's own version. */
+
+import packageJson from "../../package.json" with { type: "json" };
+
+export const VERSION = packageJson.version;

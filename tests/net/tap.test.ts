@@ -1,0 +1,162 @@
+/** virtio-net on a TAP device in a network namespace: a Debian guest and programs of the host talk TCP. */
+
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { bootFiles } from "../guests/boot-files.ts";
+import { finishRuns, TEST_LIMIT, temporaryDirectory } from "../guests/sparkler.ts";
+import { type GuestOptions, startGuest } from "./guest.ts";
+import { Namespace, noNamespaces } from "./namespace.ts";
+
+const reason = noNamespaces();
+if (reason !== undefined) console.log(`skip: network on a TAP device: ${reason}`);
+
+const dir = temporaryDirectory();
+const MIB = 2 ** 20;
+const FILE_BYTES = Number(process.env.SPARKLER_NET_MIB ?? 16) * MIB;
+const file = join(dir.path, "data");
+const HOST = "172.30.0.1";
+const GUEST = "172.30.0.2";
+
+let space: Namespace;
+
+beforeAll(() => {
+  if (reason !== undefined) return;
+  const content = Buffer.alloc(FILE_BYTES);
+  for (let at = 0; at < FILE_BYTES; at += 65536) crypto.getRandomValues(content.subarray(at, at + 65536));
+  writeFileSync(file, content);
+  space = new Namespace();
+  space.addTap("tap0", `${HOST}/24`);
+  space.addTap("tap1", "172.30.1.1/24", 9000);
+  space.addTap("tap2", "172.30.2.1/24");
+});
+
+afterAll(() => {
+  space?.remove();
+  dir.remove();
+  finishRuns();
+});
+
+function boot(script: string, network: object, more: Partial<GuestOptions> = {}) {
+  const net = { iface_id: "net1", host_dev_name: "tap0", guest_mac: "06:00:ac:1e:00:02", ...network };
+  return startGuest({
+    dir: dir.path,
+    config: { "network-interfaces": [net] },
+    script,
+    bootArgs: `sparkler.ip=${GUEST}/24,${HOST}`,
+    prefix: space.prefix,
+    ...more,
+  });
+}
+
+/** The last line of a metrics file. */
+function metrics(path: string): Record<string, Record<string, number>> {
+  const lines = readFileSync(path, "utf8")
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+  const sums: Record<string, Record<string, number>> = {};
+  for (const line of lines) {
+    for (const [group, values] of Object.entries<Record<string, number>>(line)) {
+      if (typeof values !== "object") continue;
+      sums[group] ??= {};
+      for (const [name, value] of Object.entries(values))
+        sums[group][name] = (sums[group][name] ?? 0) + value;
+    }
+  }
+  return sums;
+}
+
+describe.skipIf(reason !== undefined)("a guest on a TAP device", () => {
+  test(
+    "ping, a file down and up again over TCP, with segments joined, and the host reaches the guest",
+    async () => {
+      await space.peer("serve", file, "7001");
+      const take = await space.peer("take", file, "7002");
+      const metricsPath = join(dir.path, "metrics");
+      const guest = await boot(
+        `cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu
+         ping -c 3 -A ${HOST} | tail -2
+         nc ${HOST} 7001 >/tmp/data; nc ${HOST} 7002 </tmp/data; wc -c </tmp/data
+         echo waiting; echo from the guest | nc -l -p 7003; echo over`,
+        {},
+        { flags: ["--metrics-path", metricsPath] },
+      );
+      expect(await guest.expect("\r\n")).toContain("06:00:ac:1e:00:02");
+      await guest.expect("1500\r\n");
+      expect(await guest.expect("round-trip")).toContain("3 packets transmitted, 3 packets received");
+      expect(await take.line()).toBe("same");
+      await guest.expect(`${FILE_BYTES}`);
+      await guest.expect("waiting\r\n");
+      const { busybox } = await bootFiles();
+      expect(space.run([busybox, "ping", "-c", "2", "-i", "0.2", GUEST])).toContain("2 packets received");
+      const fetch = await space.peer("fetch", GUEST, "7003");
+      expect(await fetch.line()).toBe("from the guest");
+      await guest.expect("over\r\n");
+      const { stderr } = await guest.result();
+      expect(stderr).toBe("");
+      const { net, net_net1 } = metrics(metricsPath);
+      expect(net).toEqual(net_net1!);
+      expect(net).toMatchObject({
+        rx_fails: 0,
+        tap_read_fails: 0,
+        tap_write_fails: 0,
+        tx_malformed_frames: 0,
+      });
+      expect(net!.rx_bytes_count!).toBeGreaterThan(FILE_BYTES);
+      expect(net!.tx_bytes_count!).toBeGreaterThan(FILE_BYTES);
+      // Even with acknowledgements, frames are longer than the MTU: TCP segmentation is left to the device, both ways.
+      expect(FILE_BYTES / net!.rx_packets_count!).toBeGreaterThan(1600);
+      expect(FILE_BYTES / net!.tx_packets_count!).toBeGreaterThan(1600);
+    },
+    2 * TEST_LIMIT,
+  );
+
+  test(
+    "jumbo frames with an MTU of 9000",
+    async () => {
+      const guest = await boot(
+        "cat /sys/class/net/eth0/mtu; ping -c 3 -A -s 8900 172.30.1.1 | tail -2",
+        { host_dev_name: "tap1", mtu: 9000 },
+        { bootArgs: "sparkler.ip=172.30.1.2/24" },
+      );
+      await guest.expect("9000\r\n");
+      await guest.expect("3 packets transmitted, 3 packets received");
+      await guest.result();
+    },
+    TEST_LIMIT,
+  );
+
+  test(
+    "the rate limiters hold both directions to what is configured",
+    async () => {
+      const seconds = 6;
+      const rate = 4_000_000;
+      const limiter = { bandwidth: { size: rate / 10, refill_time: 100 } };
+      const count = await space.peer("count", "7004");
+      await space.peer("pour", "7005");
+      const guest = await boot(
+        // Up first: what is left in the host's queue of the way down would delay acknowledgements. Of the way down the
+        // first second is left out, in which the full bucket and TCP's start count.
+        `timeout ${seconds} dd if=/dev/zero bs=64k 2>/dev/null | nc 172.30.2.1 7004
+         timeout ${seconds} nc 172.30.2.1 7005 >/dev/null & sleep 1
+         a=$(cat /sys/class/net/eth0/statistics/rx_bytes); s=$(cut -d' ' -f1 /proc/uptime)
+         sleep ${seconds - 2}
+         b=$(cat /sys/class/net/eth0/statistics/rx_bytes); e=$(cut -d' ' -f1 /proc/uptime)
+         echo down $a $b $s $e`,
+        { host_dev_name: "tap2", rx_rate_limiter: limiter, tx_rate_limiter: limiter },
+        { bootArgs: "sparkler.ip=172.30.2.2/24" },
+      );
+      const [bytes, ms] = (await count.line()).split(" ").map(Number);
+      const up = (1000 * (bytes! - limiter.bandwidth.size)) / ms!;
+      await guest.expect("down ");
+      const [a, b, start, end] = (await guest.expect("\r\n")).split(" ").map(Number);
+      const down = (b! - a!) / (end! - start!);
+      guest.child.kill("SIGTERM");
+      await guest.result();
+      expect(Math.abs(down / rate - 1)).toBeLessThan(0.05);
+      expect(Math.abs(up / rate - 1)).toBeLessThan(0.05);
+    },
+    2 * TEST_LIMIT,
+  );
+});
