@@ -30,7 +30,7 @@ export interface RunFlags {
   accel: Accelerator;
   add: string[];
   net?: string;
-  publish: string[];
+  publish?: string[];
   env: string[];
   workdir?: string;
   bootArgs?: string;
@@ -73,9 +73,9 @@ export async function runCommand(
     ...(flags.workdir === undefined ? {} : { cwd: flags.workdir }),
   });
   let network: RunNetwork | undefined;
-  if (flags.net !== undefined || flags.publish.length > 0) {
+  if (flags.net !== undefined || (flags.publish ?? []).length > 0) {
     const { runNetwork } = await import("./network.ts");
-    network = runNetwork(flags.net, flags.publish);
+    network = runNetwork(flags.net, flags.publish ?? []);
   }
   const boot = await bootFiles(flags);
   timings.mark("kernel and initramfs found");

@@ -26,7 +26,6 @@ export async function startCommand(): Promise<number> {
     accel: "auto",
     add: [],
     env: [],
-    publish: [],
     timings: true,
   });
 }

@@ -4,7 +4,7 @@ import { dlopen } from "bun:ffi";
 import { constants } from "node:os";
 import { check, lastErrno, SystemError } from "./errno.ts";
 import { closeFile } from "./files.ts";
-import { libc } from "./libc.ts";
+import { cString, libc } from "./libc.ts";
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
@@ -47,9 +47,10 @@ function sockets(): ReturnType<typeof load> {
   return symbols;
 }
 
-/** Throws {@link SystemError} ENAMETOOLONG if `path` does not fit. */
+/** Throws {@link SystemError} ENAMETOOLONG if `path` does not fit, RangeError if it has a NUL inside. */
 function address(path: string): Uint8Array {
-  const name = new TextEncoder().encode(path);
+  // Without its closing NUL, which need not be there.
+  const name = cString(path).subarray(0, -1);
   if (name.length > MAX_SOCKET_PATH) throw new SystemError("bind", constants.errno.ENAMETOOLONG);
   const bytes = new Uint8Array(ADDRESS_BYTES);
   bytes[0] = AF_UNIX;

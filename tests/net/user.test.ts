@@ -80,7 +80,7 @@ describe.skipIf(reason !== undefined)("a guest with --net user", () => {
       await space.peer("serve", file, "7001");
       const script = `
         wget -q -O /tmp/data http://${FAR}:7001/; nc ${FAR} 7002 </tmp/data; wc -c </tmp/data
-        (timeout 3 nc 10.0.2.2 7001) 2>/dev/null | wc -c
+        (timeout 3 nc 10.0.2.2 7001; true) 2>/dev/null | wc -c
         echo waiting; echo from the guest | nc -l -p 80; echo over`;
       const guest = new Started(
         ["run", ...boot, "--net", "user", "-p", "8080:80", "--", "sh", "-c", script],

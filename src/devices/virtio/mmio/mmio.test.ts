@@ -1,6 +1,7 @@
 import { beforeEach, describe, expect, test } from "bun:test";
 import { GuestMemory } from "../../../memory/guest-memory.ts";
-import { VIRTIO_F_VERSION_1 } from "../device.ts";
+import type { DescriptorChain } from "../chain.ts";
+import { HOLD, STOP, VIRTIO_F_VERSION_1 } from "../device.ts";
 import { TestDriver } from "../testing/driver.ts";
 import { EchoDevice } from "../testing/echo.ts";
 import { createMmio } from "./back.ts";
@@ -247,4 +248,85 @@ test("a device that does not fit the register file is refused", () => {
   make(32, 256);
   expect(() => make(33, 0)).toThrow("33 queues, at most 32");
   expect(() => make(1, 257)).toThrow("257 bytes of config space, at most 256");
+});
+
+describe("chains that the device keeps", () => {
+  const held: DescriptorChain[] = [];
+
+  beforeEach(() => {
+    held.length = 0;
+    device.handler = (chain) => {
+      held.push(chain);
+      return HOLD;
+    };
+    driver.start();
+  });
+
+  const queue = () => device.context!.queues[0]!;
+
+  test("are completed later, in any order, and shown with one interrupt", () => {
+    const heads = [10, 20, 30].map((size) => driver.queues[0]!.add([driver.writable(size)]));
+    driver.queues[0]!.kick();
+    expect(held.map(({ writableLength }) => writableLength)).toEqual([10, 20, 30]);
+    expect(driver.queues[0]!.takeUsed()).toEqual([]);
+    held[2]!.write(Uint8Array.of(1, 2, 3));
+    queue().complete(held[2]!, 3);
+    queue().complete(held[0]!, 0);
+    expect(driver.queues[0]!.takeUsed()).toEqual([]);
+    const before = driver.interrupts;
+    queue().flush();
+    expect(driver.interrupts).toBe(before + 1);
+    expect(driver.queues[0]!.takeUsed()).toEqual([
+      { id: heads[2]!, length: 3 },
+      { id: heads[0]!, length: 0 },
+    ]);
+    queue().complete(held[1]!, 20);
+    queue().flush();
+    expect(driver.queues[0]!.takeUsed()).toEqual([{ id: heads[1]!, length: 20 }]);
+  });
+
+  test("do not keep the driver from getting others back, and STOP leaves the rest with it", () => {
+    const kept = held;
+    device.handler = (chain) => {
+      if (kept.length === 2) return STOP;
+      if (chain.writableLength === 1) return 1;
+      kept.push(chain);
+      return HOLD;
+    };
+    for (const size of [5, 1, 6, 1]) driver.queues[0]!.add([driver.writable(size)]);
+    driver.queues[0]!.notify();
+    expect(driver.queues[0]!.takeUsed().map(({ length }) => length)).toEqual([1]);
+    kept.pop();
+    driver.queues[0]!.notify();
+    expect(driver.queues[0]!.takeUsed().map(({ length }) => length)).toEqual([1]);
+  });
+
+  test("are no more than the queue holds: a driver that offers one again and again is stopped", () => {
+    const head = driver.queues[0]!.add([driver.writable(8)]);
+    for (let i = 0; i < 15; i++) driver.queues[0]!.publish(head);
+    driver.queues[0]!.notify();
+    expect([held.length, driver.needsReset]).toEqual([16, false]);
+    driver.queues[0]!.publish(head);
+    driver.queues[0]!.notify();
+    expect(driver.needsReset).toBe(true);
+    expect(logs[0]).toContain("more chains made available than the 16 descriptors");
+    expect(queue().failed).toBe(true);
+    queue().complete(held[0]!, 0);
+    queue().flush();
+    expect(driver.queues[0]!.takeUsed()).toEqual([]);
+  });
+
+  test("a claim of more than there is room for, and a chain from before a reset", () => {
+    driver.queues[0]!.add([driver.writable(8)]);
+    driver.queues[0]!.kick();
+    const old = queue();
+    driver.start();
+    old.complete(held[0]!, 8);
+    old.flush();
+    expect(driver.queues[0]!.takeUsed()).toEqual([]);
+    driver.queues[0]!.add([driver.writable(8)]);
+    driver.queues[0]!.kick();
+    queue().complete(held[1]!, 9);
+    expect(driver.needsReset).toBe(true);
+  });
 });

@@ -4,8 +4,8 @@ import type { DescriptorChain } from "../chain.ts";
 import {
   type DeviceContext,
   type DeviceHost,
+  type HandlerResult,
   type Served,
-  type STOP,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
   VIRTIO_F_VERSION_1,
@@ -23,7 +23,7 @@ export class EchoDevice implements VirtioDevice {
   host: DeviceHost | undefined;
   lastServed: Served | undefined;
   /** Replaces what a request does. */
-  handler: ((chain: DescriptorChain) => number | typeof STOP) | undefined;
+  handler: ((chain: DescriptorChain) => HandlerResult) | undefined;
 
   attach(host: DeviceHost): void {
     this.host = host;
