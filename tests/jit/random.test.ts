@@ -13,7 +13,7 @@ import { NATIVE_BASE, nativeDifferences, setProgram } from "./native.ts";
 import { assembleProgram, type Program, ProgramGenerator, partAddresses } from "./program.ts";
 import { reduce } from "./reduce.ts";
 
-const PROGRAMS = Number(process.env.SPARKLER_JIT_PROGRAMS ?? 800);
+const PROGRAMS = Number(process.env.SPARKLER_JIT_PROGRAMS ?? 600);
 const SEED = Number(process.env.SPARKLER_JIT_SEED ?? 0x51a7);
 const TIMEOUT_MS = 60_000 + 100 * PROGRAMS;
 /** Programs compiled in batches, too: one in so many. */
@@ -124,7 +124,7 @@ describe.skipIf(reason !== undefined)("on this processor", () => {
   afterAll(() => runner?.close());
 
   test.each([
-    ["that only compute", false, 2 * PROGRAMS],
+    ["that only compute", false, 3 * PROGRAMS],
     ["that change themselves", true, Math.ceil(PROGRAMS / 2)],
   ])(
     "programs %s end as interpreted and compiled",

@@ -104,7 +104,7 @@ test("compiled code that is dropped is given back: memory does not grow with wha
   const program = [...chain(blocks), ...END];
   guest.poke(CODE, program);
   const pass = () => {
-    for (let i = 0; i < 5; i++) {
+    for (let i = 0; i < 3; i++) {
       guest.vcpu.cpu.blocks.drop(guest.physical(CODE) / 4096);
       const { result } = guest.run({ code: [], again: true, cpl: 3, regs: { [RAX]: 0 } });
       expect(result).toBe(blocks & 0xff);
@@ -112,10 +112,11 @@ test("compiled code that is dropped is given back: memory does not grow with wha
     Bun.gc(true);
     return process.memoryUsage.rss();
   };
-  pass();
-  const before = pass();
-  pass();
-  const after = pass();
-  expect(guest.vcpu.stats().regionsCompiled).toBeGreaterThanOrEqual(20 * blocks);
-  expect(after - before).toBeLessThan(16 << 20);
+  // What the process holds goes up and down by some 20 MiB with the collector; 9,600 regions kept would be more.
+  const passes = (n: number) => Array.from({ length: n }, pass);
+  const before = Math.max(...passes(3));
+  passes(5);
+  const after = Math.min(...passes(3));
+  expect(guest.vcpu.stats().regionsCompiled).toBeGreaterThanOrEqual(11 * 3 * blocks);
+  expect(after - before).toBeLessThan(24 << 20);
 }, 30_000);
