@@ -3,7 +3,7 @@
 import { closeFile } from "../platform/files.ts";
 import { PASST_NETWORK, type Passt, type PortForward, startPasst } from "../vmm/passt.ts";
 import type { NetSpec } from "../vmm/spec.ts";
-import { openTapDevice } from "../vmm/tap-link.ts";
+import { openTapDevice } from "../vmm/tap-device.ts";
 import { UsageError } from "./exit.ts";
 
 /** The network of one run. */

@@ -24,7 +24,7 @@ import type {
   Vsock,
 } from "./schema/resources.ts";
 import type { DriveSpec, FileSource, MachineSpec, NetSpec, VsockSpec } from "./spec.ts";
-import { openTapDevice } from "./tap-link.ts";
+import { openTapDevice } from "./tap-device.ts";
 
 /** Defaults of Firecracker's machine-config. */
 const DEFAULT_MACHINE = {

@@ -1,14 +1,13 @@
 /** A network device's frames through a TAP device. */
 
 import { constants } from "node:os";
-import { type LinkEvents, NET_HEADER_BYTES, type NetLink } from "../devices/virtio/net/link.ts";
+import type { LinkEvents, NetLink } from "../devices/virtio/net/link.ts";
 import * as net from "../devices/virtio/net/net.ts";
 import { EPOLLET, EPOLLIN, EPOLLOUT, type Epoll } from "../platform/epoll.ts";
 import { SystemError } from "../platform/errno.ts";
 import { readSome } from "../platform/files.ts";
 import { writeVector } from "../platform/iovec.ts";
-import { openTap, setTapOffload, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO } from "../platform/tap.ts";
-import { ConfigError } from "./config-error.ts";
+import { setTapOffload, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO } from "../platform/tap.ts";
 
 /** What the driver accepts to receive, and how the TAP device calls it. */
 const RECEIVE_OFFLOADS: readonly [bigint, number][] = [
@@ -17,20 +16,6 @@ const RECEIVE_OFFLOADS: readonly [bigint, number][] = [
   [net.VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6],
   [net.VIRTIO_NET_F_GUEST_UFO, TUN_F_UFO],
 ];
-
-/** Opens the TAP device of a network interface. Throws {@link ConfigError} with Firecracker's words. */
-export function openTapDevice(name: string): number {
-  try {
-    return openTap(name, NET_HEADER_BYTES);
-  } catch (error) {
-    if (!(error instanceof SystemError)) throw error;
-    const reason =
-      error.call === "open"
-        ? `Couldn't open /dev/net/tun: ${error.message}`
-        : `Error while creating ifreq structure: ${error.message}. Invalid TUN/TAP Backend provided by ${name}. Check our documentation on setting up the network devices.`;
-    throw new ConfigError(`Could not create the network device: Open tap device failed: ${reason}`);
-  }
-}
 
 export class TapLink implements NetLink {
   readonly offloads =
