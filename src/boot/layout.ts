@@ -45,8 +45,6 @@ export const PCI_MMCONFIG_START = 0xeec0_0000;
 export const PCI_MMCONFIG_SIZE = 0x1000_0000;
 export const IOAPIC_ADDR = 0xfec0_0000;
 export const APIC_ADDR = 0xfee0_0000;
-/** Three pages KVM needs on Intel hosts (KVM_SET_TSS_ADDR). */
-export const KVM_TSS_ADDRESS = 0xfffb_d000;
 
 /** Global system interrupts a virtio-mmio device may use; both ends included. */
 export const GSI_LEGACY_START = 5;

@@ -9,14 +9,15 @@ import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { OpenApiDocument } from "../../src/api/openapi.ts";
 import type { SchemaNode } from "../../src/vmm/schema/schema.ts";
-import { canOpenTap, fault, Monitor, request, temporaryDirectory, writeTinyKernel } from "./support.ts";
+import { tinyKernel } from "../vmm/tiny-kernel.ts";
+import { canOpenTap, fault, Monitor, request, temporaryDirectory } from "./support.ts";
 
 const dir = temporaryDirectory();
 const kernel = join(dir.path, "kernel");
 const disk = join(dir.path, "disk");
 /** The disk of the started machine, which locks it. */
 const running = join(dir.path, "running");
-writeTinyKernel(kernel);
+writeFileSync(kernel, tinyKernel());
 for (const path of [disk, running]) writeFileSync(path, Buffer.alloc(4096));
 
 const printed = Bun.spawnSync([

@@ -4,12 +4,13 @@ import { afterAll, afterEach, describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { monotonicMicros } from "../../src/platform/clock.ts";
-import { fault, Monitor, temporaryDirectory, writeTinyKernel } from "./support.ts";
+import { tinyKernel } from "../vmm/tiny-kernel.ts";
+import { fault, Monitor, temporaryDirectory } from "./support.ts";
 
 const dir = temporaryDirectory();
 afterAll(dir.remove);
 const kernel = join(dir.path, "kernel");
-writeTinyKernel(kernel);
+writeFileSync(kernel, tinyKernel());
 
 let monitors: Monitor[] = [];
 let sockets = 0;

@@ -26,7 +26,6 @@ import {
   TLB_BYTES,
   TLB_CURRENT,
   TLB_ENTRIES,
-  XMM,
 } from "./layout.ts";
 import { konst, ops, type Size, wide, zeroAddress, zext } from "./values.ts";
 import { I32 } from "./wasm/encoding.ts";
@@ -68,6 +67,13 @@ export interface Operand {
   /** Read, compute, write, in one access; atomic with a LOCK prefix. `change` is emitted exactly once. */
   modify(change: (old: Expr) => Expr): void;
 }
+
+/** The properties of the code around instructions, where no instruction gives any. */
+export const PLAIN: Variant = { size: 4, mem: false, lock: false, rep: 0, mode64: true, addr32: false };
+
+/** True while the slice lasts and nobody asks for attention. */
+export const running = (budget: Expr = i32.load(zeroAddress, BUDGET)): Expr =>
+  i32.ge_s(i32.or(budget, i32.load(zeroAddress, ATTENTION)), c32(0));
 
 export class Context extends Flags {
   readonly size: Size;
@@ -470,6 +476,14 @@ export class Context extends Flags {
     return i64.add(this.rip(), i64.extend_u(this.recordByte(RECORD.length)));
   }
 
+  /** A RIP as the mode has it: 32 bits outside 64-bit mode. */
+  instructionPointer(rip: Expr): Expr {
+    return this.variant.mode64 ? rip : i64.and(rip, c64(0xffff_ffffn));
+  }
+
+  /** Brings the CPU state up to date before other code sees it. Here it always is. */
+  protected writeBack(): void {}
+
   /** Leaves between two elements of a repeated string instruction, to come back to it. */
   interrupted(): void {
     this.f.store(8, zeroAddress, RIP, this.rip());
@@ -489,7 +503,7 @@ export class Context extends Flags {
   /** Ends the block at a target only known now. */
   jumpTo(rip: Expr): void {
     this.charge();
-    this.f.returnCall(this.core.dispatch, this.variant.mode64 ? rip : i64.and(rip, c64(0xffff_ffffn)));
+    this.f.returnCall(this.core.dispatch, this.instructionPointer(rip));
     this.f.unreachable();
   }
 
@@ -497,19 +511,14 @@ export class Context extends Flags {
   returnTo(rip: Expr): void {
     const { f } = this;
     this.charge();
-    const target = f.let(this.variant.mode64 ? rip : i64.and(rip, c64(0xffff_ffffn)));
+    this.writeBack();
+    const target = f.let(this.instructionPointer(rip));
     const depth = f.let(i32.load(zeroAddress, RETURN_DEPTH));
     const top = i32.add(i32.shl(depth, c32(3)), c32(RETURN_STACK - 8));
-    f.if(
-      i32.and(
-        i32.and(i32.ne(depth, c32(0)), i64.eq(i64.load(top), target)),
-        i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.load(zeroAddress, ATTENTION)), c32(0)),
-      ),
-      () => {
-        f.store(4, zeroAddress, RETURN_DEPTH, i32.sub(depth, c32(1)));
-        f.return(c32(EXIT.returned));
-      },
-    );
+    f.if(i32.and(i32.and(i32.ne(depth, c32(0)), i64.eq(i64.load(top), target)), running()), () => {
+      f.store(4, zeroAddress, RETURN_DEPTH, i32.sub(depth, c32(1)));
+      f.return(c32(EXIT.returned));
+    });
     f.returnCall(this.core.dispatch, target);
     f.unreachable();
   }
@@ -532,12 +541,8 @@ export class Context extends Flags {
         ? i32.load(this.ip, t.const32 ? RECORD.taken : RECORD.fallthrough)
         : i32.load(i32.add(this.ip, select(t, c32(RECORD.taken), c32(RECORD.fallthrough)))),
     );
-    f.if(
-      i32.and(
-        i32.ne(link, c32(0)),
-        i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.load(zeroAddress, ATTENTION)), c32(0)),
-      ),
-      () => f.returnCallIndirect(this.core.handlerType, i32.load(link), link),
+    f.if(i32.and(i32.ne(link, c32(0)), running()), () =>
+      f.returnCallIndirect(this.core.handlerType, i32.load(link), link),
     );
     f.returnCall(this.core.direct, this.ip, t);
     f.unreachable();
@@ -554,14 +559,6 @@ export class Context extends Flags {
   /** The 128-bit r/m operand; a memory operand must be aligned. */
   xmmRm(aligned = true): Expr {
     return this.mem ? this.load128(this.linearAddress(), aligned) : v128.load(this.rmAddress());
-  }
-  /** Low `size` bytes of an XMM or memory operand, as an integer. */
-  xmmRmLow(size: 4 | 8): Expr {
-    return this.mem ? this.load(this.linearAddress(), size) : this.readAt(this.rmAddress(), size);
-  }
-  /** Register-file address of XMM `n`. */
-  static xmm(n: number): number {
-    return XMM + 16 * n;
   }
 }
 

@@ -2,14 +2,11 @@
  * The fixed part of the interpreter module: entering it, finding the next block, and the pseudo-instructions
  * that end or guard blocks. Handlers of real instructions are added by interpreter.ts.
  */
-import { Context, type Variant } from "./context.ts";
+import { Context, PLAIN, running } from "./context.ts";
 import {
-  ATTENTION,
   BLOCK_ENTRIES,
   BLOCK_PROBES,
   BLOCK_TABLE,
-  BUDGET,
-  CPL,
   CURRENT,
   EXIT,
   JUMP_CACHE,
@@ -19,14 +16,11 @@ import {
   RECORD,
   REG,
   RIP,
-  XTLB_ENTRIES,
-  XTLB_SUPERVISOR,
-  XTLB_USER,
 } from "./layout.ts";
 import { imulFlags } from "./table/multiply.ts";
 import { shiftFlags } from "./table/shift.ts";
 import { ops, type Size, zeroAddress, zext64 } from "./values.ts";
-import { buildWalker } from "./walker.ts";
+import { buildWalker, executeEntry } from "./walker.ts";
 import { I32, I64 } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";
 import type { Func, FuncRef } from "./wasm/func.ts";
@@ -64,18 +58,13 @@ export interface PseudoSlots {
   readonly skip: number;
 }
 
-const PLAIN: Variant = { size: 4, mem: false, lock: false, rep: 0, mode64: true, addr32: false };
-
 /** Hash of a physical address in the block table; blocks.ts computes the same. */
-export function blockHash(address: Expr): Expr {
+function blockHash(address: Expr): Expr {
   return i32.and(
     i32.xor(i32.mul(address, c32(0x9e3779b1 | 0)), i32.shr_u(address, c32(12))),
     c32(BLOCK_ENTRIES - 1),
   );
 }
-
-const running = (): Expr =>
-  i32.ge_s(i32.or(i32.load(zeroAddress, BUDGET), i32.load(zeroAddress, ATTENTION)), c32(0));
 
 function runRecord(f: Func, core: Core, record: Expr): void {
   f.returnCallIndirect(core.handlerType, i32.load(record), record);
@@ -124,12 +113,7 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
 function buildFind(m: ModuleBuilder, stale: number, fetch: FuncRef): Func {
   const f = m.func("find", [I64], [I32]);
   const rip = f.param(0);
-  const entry = f.let(
-    i32.add(
-      i32.and(i32.wrap(i64.shr_u(rip, c64(8))), c32((XTLB_ENTRIES - 1) << 4)),
-      select(i32.load(zeroAddress, CPL), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
-    ),
-  );
+  const entry = f.let(executeEntry(i32.wrap(rip)));
   f.ifRarely(i64.ne(i64.load(entry), i64.and(rip, c64(-4096))), () => {
     const there = f.call(fetch, i32.wrap(rip), i32.wrap(i64.shr_u(rip, c64(32))));
     f.ifRarely(i32.eqz(there), () => f.return(c32(0)));
@@ -272,12 +256,7 @@ function buildPseudo(m: ModuleBuilder, core: Core): PseudoSlots {
   const fallthrough = handler("fallthrough", (c) => c.jumpDirect(c32(1)));
   const crossing = handler("crossing", (c, f) => {
     const page = f.let(i64.add(i64.load(zeroAddress, REG.vbase), c64(4096)));
-    const entry = f.let(
-      i32.add(
-        i32.and(i32.wrap(i64.shr_u(page, c64(8))), c32((XTLB_ENTRIES - 1) << 4)),
-        select(i32.load(zeroAddress, CPL), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
-      ),
-    );
+    const entry = f.let(executeEntry(i32.wrap(page)));
     f.ifRarely(
       i32.or(i64.ne(i64.load(entry), page), i32.ne(i32.load(entry, 8), i32.load(c.ip, RECORD.imm))),
       () => c.leave(EXIT.crossing),

@@ -1,5 +1,6 @@
 /** The parts of one software vCPU, as its system code shares them, and the state that follows from others. */
 import type { Apic } from "./apic.ts";
+import { CR0_BITS, CR4_BITS, EFER_BITS } from "./bits.ts";
 import type { Blocks } from "./blocks.ts";
 import type { Clock } from "./clock.ts";
 import type { X87 } from "./float/x87.ts";
@@ -26,30 +27,6 @@ import {
 import type { Mmu } from "./mmu.ts";
 import type { SseSlow } from "./sse-slow.ts";
 import { RFLAGS, type State } from "./state.ts";
-
-/** Control-register and EFER bits (SDM vol. 3A, 2.5 and 2.2.1). */
-export const CR0_BITS = {
-  PE: 1,
-  MP: 2,
-  EM: 4,
-  TS: 8,
-  ET: 0x10,
-  NE: 0x20,
-  WP: 0x1_0000,
-  AM: 0x4_0000,
-} as const;
-export const CR4_BITS = {
-  TSD: 4,
-  DE: 8,
-  PSE: 0x10,
-  PAE: 0x20,
-  MCE: 0x40,
-  PGE: 0x80,
-  PCE: 0x100,
-  OSFXSR: 0x200,
-  OSXMMEXCPT: 0x400,
-} as const;
-export const EFER_BITS = { SCE: 1, LME: 0x100, LMA: 0x400, NXE: 0x800 } as const;
 
 /** Descriptor attribute bits, as in Segment.flags (hypervisor/types.ts). */
 export const ATTR = {

@@ -1,7 +1,8 @@
 /** Interrupt and exception delivery, and IRET (SDM vol. 3A, chapter 6). */
 
+import { EFER_BITS } from "./bits.ts";
 import { READ } from "./context.ts";
-import { ATTR, type Cpu, EFER_BITS, setCpl, setRflags, updateMode } from "./cpu.ts";
+import { ATTR, type Cpu, setCpl, setRflags, updateMode } from "./cpu.ts";
 import {
   BOUNCE,
   CPL,

@@ -89,10 +89,6 @@ export class Flags {
     this.setFlagC(i64.shl(i64.extend_u(i32.or(i32.shl(cf, c32(1)), differ)), c64(62)));
   }
 
-  setAdjust(bit: Expr): void {
-    this.setFlagA(i32.shl(bit, c32(3)));
-  }
-
   /** Sets ZF alone from a truth value, leaving SF and PF. */
   setZero(bit: Expr): void {
     this.setFlagZ(i64.extend_u(i32.eqz(bit)));

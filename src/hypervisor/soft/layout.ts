@@ -70,8 +70,6 @@ export const CPL = 328;
 export const IRQ_WAITING = 332;
 /** i64: RIP at which interrupts are held off for one instruction (STI, MOV SS shadow). */
 export const SHADOW_RIP = 336;
-/** i64: instructions retired before the current slice. */
-export const RETIRED = 344;
 
 /** Pending exception: vector, error code (or -1), CR2. */
 export const FAULT_VECTOR = 352;

@@ -2,6 +2,7 @@
  * The memory management unit: page walks, TLBs, and the slow path of guest memory accesses (SDM vol. 3A,
  * chapter 4). Linear addresses travel as two 32-bit halves; physical addresses as a number (below 2^52).
  */
+import { CR0_BITS, CR4_BITS, EFER_BITS, PTE, PTE_LARGE_RESERVED } from "./bits.ts";
 import { COMPILED, LOCKED, READ, READ_WRITE, SEGMENT_SHIFT, WRITE } from "./context.ts";
 import {
   BOUNCE,
@@ -34,25 +35,15 @@ import {
 } from "./layout.ts";
 import type { State } from "./state.ts";
 
-/** Page-table entry bits (low word) and, in the high word, execute-disable. */
-const P = 1;
-const RW = 2;
-const US = 4;
-const A = 0x20;
-const D = 0x40;
-const PS = 0x80;
-const G = 0x100;
+const { P, RW, US, A, D, PS, G } = PTE;
+/** Execute-disable, in the high word of an entry. */
 const XD = 0x8000_0000 | 0;
 
 /** Page-fault error code bits (SDM vol. 3A, 4.7). */
 const PF = { P: 1, W: 2, U: 4, RSVD: 8, I: 16 } as const;
 
-export const CR0_PG = 0x8000_0000 | 0;
-export const CR0_WP = 0x1_0000;
-const CR4_PGE = 0x80;
 /** SS as descriptors and records name it. */
 const STACK_SEGMENT = REG.segBase + 8 * SS;
-const EFER_NXE = 0x800;
 
 /** Physical-address bits the CPUID shows (leaf 0x80000008). */
 export const PHYSICAL_BITS = 40;
@@ -123,7 +114,7 @@ export class Mmu {
    */
   walk(low: number, high: number, write: boolean, exec: boolean, user: boolean): boolean {
     const { i32 } = this;
-    if ((i32[CR0 >> 2]! & CR0_PG) === 0) {
+    if ((i32[CR0 >> 2]! & CR0_BITS.PG) === 0) {
       this.physical = low >>> 0;
       this.leafGlobal = false;
       this.leafLevel = 0;
@@ -133,7 +124,7 @@ export class Mmu {
       this.state.fault(13, 0);
       return false;
     }
-    const nxe = (i32[EFER >> 2]! & EFER_NXE) !== 0;
+    const nxe = (i32[EFER >> 2]! & EFER_BITS.NXE) !== 0;
     const base = (write ? PF.W : 0) | (user ? PF.U : 0) | (exec && nxe ? PF.I : 0);
     let table = i32[CR3 >> 2]! & ~0xfff;
     if (i32[(CR3 >> 2) + 1]! !== 0) return this.fail(low, high, base);
@@ -159,15 +150,15 @@ export class Mmu {
         (entryHigh & RESERVED_HIGH) !== 0 ||
         (!nxe && (entryHigh & XD) !== 0) ||
         (level === 3 && (entry & PS) !== 0) ||
-        (leaf && level === 1 && (entry & 0x001f_e000) !== 0) ||
-        (leaf && level === 2 && (entry & 0x3fff_e000) !== 0)
+        (leaf && level === 1 && (entry & PTE_LARGE_RESERVED[1]) !== 0) ||
+        (leaf && level === 2 && (entry & PTE_LARGE_RESERVED[2]) !== 0)
       ) {
         return this.fail(low, high, base | PF.P | PF.RSVD);
       }
       rights &= entry;
       xd |= entryHigh & XD;
       if (leaf) {
-        const wp = (i32[CR0 >> 2]! & CR0_WP) !== 0;
+        const wp = (i32[CR0 >> 2]! & CR0_BITS.WP) !== 0;
         if (
           (user && (rights & US) === 0) ||
           (write && (rights & RW) === 0 && (user || wp)) ||
@@ -180,7 +171,7 @@ export class Mmu {
         const mask = level === 0 ? 0xfff : level === 1 ? 0x1f_ffff : 0x3fff_ffff;
         this.physical =
           (entryHigh & 0xff) * 0x1_0000_0000 + (((entry & ~mask & ~0xfff) | (low & mask)) >>> 0);
-        this.leafGlobal = (entry & G) !== 0 && (i32[CR4 >> 2]! & CR4_PGE) !== 0;
+        this.leafGlobal = (entry & G) !== 0 && (i32[CR4 >> 2]! & CR4_BITS.PGE) !== 0;
         this.leafLevel = level;
         return true;
       }

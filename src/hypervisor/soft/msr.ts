@@ -1,5 +1,6 @@
 /** Model-specific registers (SDM vol. 4; AMD APM vol. 2, appendix A). */
-import { type Cpu, EFER_BITS, updateMode } from "./cpu.ts";
+import { EFER_BITS } from "./bits.ts";
+import { type Cpu, updateMode } from "./cpu.ts";
 import { canonical } from "./exceptions.ts";
 import {
   CR0,

@@ -130,7 +130,7 @@ export function loadDataSegment(cpu: Cpu, segment: number, selector: number): bo
 }
 
 /** True in IA-32e mode (64-bit or compatibility). */
-export const longMode = (cpu: Cpu): boolean => (cpu.state.get(EFER) & 0x400) !== 0;
+const longMode = (cpu: Cpu): boolean => (cpu.state.get(EFER) & 0x400) !== 0;
 
 /** Checks a code segment for a far transfer to privilege `cpl`; undefined with the fault noted. */
 export function checkCode(cpu: Cpu, selector: number, check: "jump" | "return"): Descriptor | undefined {

@@ -1,5 +1,5 @@
 /** x87, FXSAVE and the slow path of SSE arithmetic, between records and src/.../float. */
-import { CR0_BITS, CR4_BITS } from "./cpu.ts";
+import { CR0_BITS, CR4_BITS } from "./bits.ts";
 import { canonical } from "./exceptions.ts";
 import { x87Operand } from "./float/x87.ts";
 import { HELPER } from "./helpers.ts";

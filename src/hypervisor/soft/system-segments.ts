@@ -1,5 +1,6 @@
 /** Segment loads, far transfers, SYSCALL and friends (SDM vol. 2). */
-import { ATTR, type Cpu, EFER_BITS, setCpl, setRflags, updateMode } from "./cpu.ts";
+import { EFER_BITS } from "./bits.ts";
+import { ATTR, type Cpu, setCpl, setRflags, updateMode } from "./cpu.ts";
 import { canonical, dropPrivilegedSegments, readStack, returnStack } from "./exceptions.ts";
 import { HELPER } from "./helpers.ts";
 import {

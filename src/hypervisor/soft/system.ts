@@ -3,7 +3,8 @@
  * go on with the next instruction, or an EXIT code; a fault leaves the machine as it was.
  */
 
-import { type Cpu, CR0_BITS, CR4_BITS, EFER_BITS, newGeneration, setRflags, updateMode } from "./cpu.ts";
+import { CR0_BITS, CR4_BITS, EFER_BITS } from "./bits.ts";
+import { type Cpu, newGeneration, setRflags, updateMode } from "./cpu.ts";
 import { cpuid } from "./cpuid.ts";
 import {
   canonical,
@@ -112,7 +113,7 @@ export function writeRegister(c: HelperCall, offset: number, size: number, value
   else view.setUint8(offset, Number(value & 0xffn));
 }
 
-export const rmOffset = (c: HelperCall): number => c.cpu.state.view.getUint16(c.record + RECORD.rm, true);
+const rmOffset = (c: HelperCall): number => c.cpu.state.view.getUint16(c.record + RECORD.rm, true);
 export const regOffset = (c: HelperCall): number => c.cpu.state.view.getUint16(c.record + RECORD.reg, true);
 
 const user = (c: HelperCall): boolean => c.cpu.state.cpl === 3;
@@ -345,7 +346,7 @@ function writeCr0(c: HelperCall, value: bigint): boolean {
   const old = state.get(CR0);
   if (value >> 32n !== 0n) return false;
   const next = Number(BigInt.asIntN(32, value)) | CR0_BITS.ET;
-  const PG = 0x8000_0000 | 0;
+  const { PG } = CR0_BITS;
   const CD = 0x4000_0000;
   const NW = 0x2000_0000;
   if ((next & PG && !(next & CR0_BITS.PE)) || (next & NW && !(next & CD))) return false;

@@ -1,9 +1,10 @@
 /** One software vCPU: its parts put together, and the run loop around the interpreter. */
 import type { BootRegisters, Segment, VcpuEnd } from "../types.ts";
 import { Apic } from "./apic.ts";
+import { CR0_BITS, CR4_BITS } from "./bits.ts";
 import { Blocks } from "./blocks.ts";
 import { Clock } from "./clock.ts";
-import { type Cpu, CR0_BITS, CR4_BITS, newGeneration, type SoftBus, updateMode } from "./cpu.ts";
+import { type Cpu, newGeneration, type SoftBus, updateMode } from "./cpu.ts";
 import { debugCause, deliver, type Interrupt } from "./exceptions.ts";
 import { X87 } from "./float/x87.ts";
 import { buildInterpreter, Interpreter } from "./interpreter.ts";
@@ -261,21 +262,16 @@ export class SoftVcpu {
 
   private step(): void {
     const { state } = this;
-    const low = state.get(RIP);
-    const high = state.get(RIP + 4);
-    const record = this.cpu.blocks.at(low, high);
+    const record = this.cpu.blocks.at(state.get(RIP), state.get(RIP + 4));
     if (record === 0) {
       this.deliverFault();
       return;
     }
-    state.set(REG.vbase, low & ~0xfff);
-    state.set(REG.vbase + 4, high);
     const slice = this.slice();
-    state.set(BUDGET, slice);
     const trap = (state.get(MODE) & MODE_TF) !== 0;
     if (trap) Atomics.store(state.i32, ATTENTION >> 2, -1);
     const start = performance.now();
-    state.set(RETURN_DEPTH, 0);
+    this.prepare(slice);
     const code = this.lockstep && !trap ? this.lockstep.enter(record) : this.interpreter.enter(record);
     const done = slice - state.get(BUDGET);
     this.retired += done;
@@ -290,6 +286,15 @@ export class SoftVcpu {
       this.options.collectGarbage?.();
     }
     this.leave(code, trap, record);
+  }
+
+  /** Sets what code entered at RIP finds: its page, `budget` instructions, no waiting calls. */
+  private prepare(budget: number): void {
+    const { state } = this;
+    state.set(REG.vbase, state.get(RIP) & ~0xfff);
+    state.set(REG.vbase + 4, state.get(RIP + 4));
+    state.set(BUDGET, budget);
+    state.set(RETURN_DEPTH, 0);
   }
 
   /** Deals with an exit of the interpreter. `trap`: single-stepping began at the record `entered`. */
@@ -455,19 +460,14 @@ export class SoftVcpu {
     const mode = state.get(MODE);
     // A block of one instruction, without the trap that single-stepping would add.
     state.set(MODE, mode | MODE_TF);
-    const low = state.get(RIP);
-    const high = state.get(RIP + 4);
-    const record = this.cpu.blocks.at(low, high);
+    const record = this.cpu.blocks.at(state.get(RIP), state.get(RIP + 4));
     if (record === 0) {
       state.set(MODE, mode);
       this.deliverFault();
       return;
     }
     Atomics.store(state.i32, ATTENTION >> 2, -1);
-    state.set(REG.vbase, low & ~0xfff);
-    state.set(REG.vbase + 4, high);
-    state.set(BUDGET, 1);
-    state.set(RETURN_DEPTH, 0);
+    this.prepare(1);
     const code = this.interpreter.enter(record);
     this.retired++;
     updateMode(this.cpu);

@@ -3,6 +3,7 @@
  * something is out of the ordinary (a fault, a bit to set in an entry, an address outside RAM), and mmu.ts
  * does the same walk in full.
  */
+import { CR0_BITS, CR4_BITS, EFER_BITS, PTE, PTE_LARGE_RESERVED } from "./bits.ts";
 import { LOCKED, PROBE, READ } from "./context.ts";
 import {
   CODE_LINES,
@@ -32,21 +33,10 @@ import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";
 import type { Func, FuncRef } from "./wasm/func.ts";
 import type { ModuleBuilder } from "./wasm/module.ts";
 
-/** Page-table entry bits (SDM vol. 3A, table 4-19). */
-const P = 1;
-const RW = 2;
-const US = 4;
-const A = 0x20;
-const D = 0x40;
-const PS = 0x80;
-const G = 0x100;
-/** Bits 32 to 62: an address above 4 GiB or a reserved bit, which RAM never has. */
-const HIGH = 0x7fff_ffff_0000_0000n & ~0x7ff0_0000_0000_0000n;
+const { P, RW, US, A, D, PS, G } = PTE;
+/** Bits 32 to 51: an address above 4 GiB or a reserved bit, which RAM never has. */
+const HIGH = 0x000f_ffff_0000_0000n;
 const XD = 1n << 63n;
-
-const CR0_WP = 0x1_0000;
-const CR4_PGE = 0x80;
-const EFER_NXE = 0x800;
 
 /** Access of a walk. */
 const DATA_READ = 0;
@@ -59,6 +49,13 @@ const GLOBAL = 2;
 const LEVEL_SHIFT = 2;
 
 const isUser = (): Expr => i32.load(zeroAddress, CPL);
+
+/** Address of the execute TLB's entry for the low word of a linear address, at the current privilege. */
+export const executeEntry = (low: Expr): Expr =>
+  i32.add(
+    i32.and(i32.shr_u(low, c32(8)), c32((XTLB_ENTRIES - 1) << 4)),
+    select(isUser(), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
+  );
 
 /** walk(low, high, access) -> physical page | FOUND | GLOBAL | level << 2, or 0. */
 function buildWalk(m: ModuleBuilder): Func {
@@ -76,13 +73,13 @@ function buildWalk(m: ModuleBuilder): Func {
   f.set(denied, c64(0));
   const entry = f.local(I64);
   const word = f.local(I32);
-  const leaf = (level: number) => {
-    if (level > 0) giveUpIf(i32.and(word, c32(level === 1 ? 0x001f_e000 : 0x3fff_e000)));
+  const leaf = (level: 0 | 1 | 2) => {
+    if (level > 0) giveUpIf(i32.and(word, c32(PTE_LARGE_RESERVED[level as 1 | 2])));
     const user = f.let(isUser());
     giveUpIf(i32.and(user, i32.eqz(i32.and(rights, c32(US)))));
     const writes = i32.eq(access, c32(DATA_WRITE));
     f.if(writes, () => {
-      const wp = i32.and(i32.load(zeroAddress, CR0), c32(CR0_WP));
+      const wp = i32.and(i32.load(zeroAddress, CR0), c32(CR0_BITS.WP));
       giveUpIf(i32.and(i32.eqz(i32.and(rights, c32(RW))), i32.ne(i32.or(user, wp), c32(0))));
     });
     f.if(i32.eq(access, c32(FETCH)), () => giveUpIf(i64.ne(i64.and(denied, c64(XD)), c64(0))));
@@ -94,7 +91,7 @@ function buildWalk(m: ModuleBuilder): Func {
     giveUpIf(i32.ge_u(page, i32.load(zeroAddress, RAM_SIZE)));
     const global = i32.and(
       i32.ne(i32.and(word, c32(G)), c32(0)),
-      i32.ne(i32.and(i32.load(zeroAddress, CR4), c32(CR4_PGE)), c32(0)),
+      i32.ne(i32.and(i32.load(zeroAddress, CR4), c32(CR4_BITS.PGE)), c32(0)),
     );
     f.return(i32.or(i32.or(page, c32(FOUND | (level << LEVEL_SHIFT))), i32.shl(global, c32(1))));
   };
@@ -112,12 +109,14 @@ function buildWalk(m: ModuleBuilder): Func {
     f.set(word, i32.wrap(entry));
     giveUpIf(i32.eqz(i32.and(word, c32(P))));
     giveUpIf(i64.ne(i64.and(entry, c64(HIGH)), c64(0)));
-    giveUpIf(i32.and(i64.lt_s(entry, c64(0)), i32.eqz(i32.and(i32.load(zeroAddress, EFER), c32(EFER_NXE)))));
+    giveUpIf(
+      i32.and(i64.lt_s(entry, c64(0)), i32.eqz(i32.and(i32.load(zeroAddress, EFER), c32(EFER_BITS.NXE)))),
+    );
     f.set(rights, i32.and(rights, word));
     f.set(denied, i64.or(denied, entry));
     if (level === 0) leaf(0);
     else {
-      if (level < 3) f.if(i32.and(word, c32(PS)), () => leaf(level));
+      if (level < 3) f.if(i32.and(word, c32(PS)), () => leaf(level as 1 | 2));
       else giveUpIf(i32.and(word, c32(PS)));
       giveUpIf(i32.eqz(i32.and(word, c32(A))));
       f.set(table, i32.and(word, c32(~0xfff)));
@@ -208,11 +207,7 @@ export function buildWalker(m: ModuleBuilder, slow: FuncRef): Walker {
     const [low, high] = [f.param(0), f.param(1)];
     const found = f.let(f.call(walk.ref, low, high, c32(FETCH)));
     f.if(i32.eqz(found), () => f.return(c32(0)));
-    const entry = i32.add(
-      i32.and(i32.shr_u(low, c32(8)), c32((XTLB_ENTRIES - 1) << 4)),
-      select(isUser(), c32(XTLB_USER), c32(XTLB_SUPERVISOR)),
-    );
-    f.call(fill.ref, entry, low, high, pageOf(found), found);
+    f.call(fill.ref, executeEntry(low), low, high, pageOf(found), found);
     f.return(c32(1));
     f.unreachable();
   }

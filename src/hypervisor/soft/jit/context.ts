@@ -2,11 +2,10 @@
  * The context of compiled code: the same semantics as the interpreter's, with operands known, general
  * registers and flags in WebAssembly locals, and every way out through shared exits that write them back.
  */
-import { COMPILED, Context, type Operand, type Variant } from "../context.ts";
+import { COMPILED, Context, type Operand, PLAIN, running, type Variant } from "../context.ts";
 import { type Core, FLAG_OP, jumpCacheEntry, pendingFlags } from "../core.ts";
 import { HELPER } from "../helpers.ts";
 import {
-  ATTENTION,
   BUDGET,
   EXIT,
   JUMP_CACHE,
@@ -153,8 +152,6 @@ export class RegionState {
   }
 }
 
-const PLAIN: Variant = { size: 4, mem: false, lock: false, rep: 0, mode64: true, addr32: false };
-
 const widen = (value: Expr): Expr => (value.type === I64 ? value : i64.extend_u(value));
 
 /** Instructions whose flags stay pending. All others compute theirs at once. */
@@ -194,7 +191,10 @@ const NO_FLAGS = new Set([
 ]);
 const SETS_FLAGS_ANYWAY = new Set(["comiss", "comisd", "ucomiss", "ucomisd"]);
 
-function usesFlags(insn: Insn): boolean {
+/** What compiled code depends on of a table entry besides its semantics. */
+export type JitInsn = Pick<Insn, "mnemonic" | "operands" | "fpu">;
+
+function usesFlags(insn: JitInsn): boolean {
   if (insn.fpu === "sse" || insn.fpu === "mmx") return SETS_FLAGS_ANYWAY.has(insn.mnemonic);
   if (NO_FLAGS.has(insn.mnemonic)) return false;
   return !/^(j|set|cmov)/.test(insn.mnemonic);
@@ -237,7 +237,7 @@ export class JitContext extends Context {
     private readonly region: RegionState,
     private readonly state: State,
     record: number,
-    private readonly insn: Insn,
+    private readonly insn: JitInsn,
     variant: Variant,
   ) {
     super(region.core, region.f, c32(record), variant, insn.operands);
@@ -413,8 +413,7 @@ export class JitContext extends Context {
       return;
     }
     if (this.mem) this.linearAddress();
-    region.writeFlags();
-    region.writeRegisters();
+    this.writeBack();
     const code = f.let(this.callHelper(id));
     f.ifRarely(code, () => this.stop(code));
     region.reload();
@@ -423,11 +422,9 @@ export class JitContext extends Context {
   }
 
   override endWithHelper(id: number): void {
-    const { region } = this;
     if (this.mem) this.linearAddress();
     this.charge();
-    region.writeFlags();
-    region.writeRegisters();
+    this.writeBack();
     this.stop(this.f.let(this.callHelper(id)));
   }
 
@@ -440,14 +437,14 @@ export class JitContext extends Context {
     this.exitTo(this.rip());
   }
 
-  private charged = false;
-
   override charge(): void {
-    // A return is charged before the budget is written back, and its shared part would charge again.
-    if (this.charged) return;
-    this.charged = true;
     const { budget } = this.region;
     this.f.set(budget, i32.sub(budget, this.recordByte(RECORD.count)));
+  }
+
+  protected override writeBack(): void {
+    this.region.writeFlags();
+    this.region.writeRegisters();
   }
 
   /** Leaves the region for a RIP. */
@@ -458,19 +455,9 @@ export class JitContext extends Context {
     f.br(region.leave);
   }
 
-  /** A RET: goes back to the compiled caller that waits for it, or to wherever it leads. */
-  override returnTo(rip: Expr): void {
-    const { region } = this;
-    this.charge();
-    region.writeFlags();
-    region.writeRegisters();
-    super.returnTo(rip);
-  }
-
   override callDirect(): void {
     const offset = this.state.get(this.record + RECORD.imm);
-    const target = i64.add(this.region.vbase, c64(offset));
-    const rip = this.variant.mode64 ? target : i64.and(target, c64(0xffff_ffffn));
+    const rip = this.instructionPointer(i64.add(this.region.vbase, c64(offset)));
     this.callTo(rip, offset >= 0 && offset < 4096 ? (this.blockAt?.(offset) ?? 0) : 0);
   }
 
@@ -486,8 +473,7 @@ export class JitContext extends Context {
     }
     this.charge();
     const target = f.let(rip);
-    region.writeFlags();
-    region.writeRegisters();
+    this.writeBack();
     const depth = f.let(i32.load(zeroAddress, RETURN_DEPTH));
     f.ifRarely(i32.ge_u(depth, c32(RETURN_LIMIT)), () => f.returnCall(this.core.dispatch, target));
     const back = f.let(this.nextRip());
@@ -510,9 +496,8 @@ export class JitContext extends Context {
     const { f, region } = this;
     const code = f.local(I32);
     const { entry, hit } = jumpCacheEntry(f, target);
-    const running = i32.ge_s(i32.or(region.budget, i32.load(zeroAddress, ATTENTION)), c32(0));
     f.if(
-      i32.and(hit, running),
+      i32.and(hit, running(region.budget)),
       () => {
         f.store(8, zeroAddress, REG.vbase, i64.and(target, c64(-4096)));
         const record = f.let(i32.load(entry, JUMP_CACHE + 8));
@@ -532,7 +517,7 @@ export class JitContext extends Context {
 
   override jumpTo(rip: Expr): void {
     this.charge();
-    this.exitTo(this.variant.mode64 ? rip : i64.and(rip, c64(0xffff_ffffn)));
+    this.exitTo(this.instructionPointer(rip));
   }
 
   override jumpDirect(taken: Expr): void {
@@ -542,9 +527,4 @@ export class JitContext extends Context {
 
   /** Set by the emitter: writes the block's direct branch. */
   branch: ((taken: Expr, c: JitContext) => void) | undefined;
-
-  /** Name of the instruction, for reports. */
-  get mnemonic(): string {
-    return this.insn.mnemonic;
-  }
 }

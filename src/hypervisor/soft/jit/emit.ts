@@ -3,14 +3,14 @@
  * (N. Ramsey, "Beyond Relooper", ICFP 2022): a block that retreating edges lead to opens a loop, a block
  * with several forward edges into it follows a block that the edges leave, all others are written in place.
  */
-import type { Variant } from "../context.ts";
+import { PLAIN, running } from "../context.ts";
 import type { Core } from "../core.ts";
-import { ATTENTION, CURRENT, RECORD } from "../layout.ts";
+import { CURRENT, RECORD } from "../layout.ts";
 import type { State } from "../state.ts";
 import { zeroAddress } from "../values.ts";
-import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
+import { c32, c64, type Expr, i64 } from "../wasm/expr.ts";
 import type { Func, Label } from "../wasm/func.ts";
-import { flagsUnobserved, JitContext, RegionState } from "./context.ts";
+import { flagsUnobserved, JitContext, type JitInsn, RegionState } from "./context.ts";
 import { dominates, type FindBlock, type Region, type RegionBlock } from "./region.ts";
 
 /** `stale`: slot of the records of dropped blocks. */
@@ -144,7 +144,7 @@ class Emitter {
   private go(block: RegionBlock, offset: number, inside: number | undefined, c: JitContext): void {
     const { f, shared, region } = this;
     const rip = i64.add(shared.vbase, c64(offset));
-    const exit = () => c.exitTo(c.variant.mode64 ? rip : i64.and(rip, c64(0xffff_ffffn)));
+    const exit = () => c.exitTo(c.instructionPointer(rip));
     const target = inside === undefined ? undefined : region.byOffset.get(inside);
     if (!target) {
       exit();
@@ -164,9 +164,8 @@ class Emitter {
       return;
     }
     // Going back is where interrupts and the end of the slice are noticed.
-    const running = i32.ge_s(i32.or(shared.budget, i32.load(zeroAddress, ATTENTION)), c32(0));
     f.if(
-      running,
+      running(shared.budget),
       () => {
         this.enter(target);
         f.br(loop);
@@ -178,6 +177,5 @@ class Emitter {
   }
 }
 
-const PLAIN: Variant = { size: 4, mem: false, lock: false, rep: 0, mode64: true, addr32: false };
 /** A block that ends without a branch. */
-const FALL = { mnemonic: "jmp", operands: [] as string[] } as unknown as import("../table/index.ts").Insn;
+const FALL: JitInsn = { mnemonic: "jmp", operands: [] };

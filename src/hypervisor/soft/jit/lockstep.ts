@@ -58,7 +58,6 @@ const UNDOABLE = new Set<number>([
   HELPER.x87,
   HELPER.fwait,
   HELPER.sseScalar,
-  HELPER.ldmxcsr,
   HELPER.enter,
   HELPER.fxsave,
 ]);

@@ -6,6 +6,7 @@ import { type Size, zeroAddress } from "../values.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import { CONDITIONS, lowFlags } from "./flags.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
+import { endHelper, viaHelper } from "./shared.ts";
 
 const zextTo64 = (value: Expr, size: Size): Expr => (size === 8 ? value : i64.extend_u(value));
 /** A RIP or stack value at operand size. */
@@ -120,15 +121,6 @@ const popa: Semantics = (c) => {
   });
   c.drop(c64(8 * c.size));
 };
-
-const viaHelper =
-  (id: number): Semantics =>
-  (c) =>
-    c.helper(id);
-const endHelper =
-  (id: number): Semantics =>
-  (c) =>
-    c.endWithHelper(id);
 
 export const controlInstructions = (): Insn[] => [
   ...insn("jmp", "eb", "Jb", jump, { end: "direct", size: "stack" }),

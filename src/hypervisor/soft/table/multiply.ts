@@ -1,7 +1,7 @@
 /** Multiplication and division. */
 import type { Context } from "../context.ts";
 import { HELPER } from "../helpers.ts";
-import { RAX, RDX } from "../layout.ts";
+import { RAX, RDX, SCRATCH } from "../layout.ts";
 import { ops, type Size, sext64, zeroAddress, zext, zext64 } from "../values.ts";
 import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
@@ -145,14 +145,12 @@ function divide64(c: Context, divisor: Expr, signed: boolean): void {
       c.setGpr(RDX, i64.sub(low, i64.mul(q, divisor)));
     },
     () => {
-      f.store(8, zeroAddress, SCRATCH_DIVISOR, divisor);
+      // Where the helper finds its divisor.
+      f.store(8, zeroAddress, SCRATCH, divisor);
       c.helper(signed ? HELPER.idiv128 : HELPER.div128);
     },
   );
 }
-
-/** Where the divide helper finds its divisor. */
-export const SCRATCH_DIVISOR = 1536;
 
 export const multiplyInstructions = (): Insn[] => [
   ...insn("mul", "f6 /4", "Eb", multiply(false)),

@@ -5,16 +5,7 @@ import { ATTENTION, CPL, EXIT, FLAGS_SYSTEM, IRQ_WAITING, RIP, SHADOW_RIP } from
 import { zeroAddress } from "../values.ts";
 import { c32, i32 } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
-
-const viaHelper =
-  (id: number): Semantics =>
-  (c) =>
-    c.helper(id);
-
-const endHelper =
-  (id: number): Semantics =>
-  (c) =>
-    c.endWithHelper(id);
+import { endHelper, viaHelper } from "./shared.ts";
 
 const IF = 0x200;
 

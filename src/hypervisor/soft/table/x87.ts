@@ -1,11 +1,7 @@
 /** x87 and state-saving instructions: all run in float/x87.ts, which computes exactly in software. */
 import { HELPER } from "../helpers.ts";
-import { type Insn, insn, type Semantics } from "./insn.ts";
-
-const viaHelper =
-  (id: number): Semantics =>
-  (c) =>
-    c.helper(id);
+import { type Insn, insn } from "./insn.ts";
+import { viaHelper } from "./shared.ts";
 
 export const x87Instructions = (): Insn[] => [
   ...Array.from({ length: 8 }, (_, i) =>

@@ -91,19 +91,6 @@ export class Local extends Expr {
   }
 }
 
-export class GlobalGet extends Expr {
-  constructor(
-    type: ValType,
-    readonly index: number,
-  ) {
-    super(type);
-  }
-  emit(w: ByteWriter): void {
-    w.u8(0x23);
-    w.u32(this.index);
-  }
-}
-
 /** An operator with a one-byte opcode. */
 class Op1 extends Expr {
   constructor(

@@ -78,12 +78,6 @@ export class Func {
     this.code.u32(local.index);
   }
 
-  setGlobal(index: number, value: Expr): void {
-    value.emit(this.code);
-    this.code.u8(0x24);
-    this.code.u32(index);
-  }
-
   private storeOp(
     prefix: number,
     opcode: number,
@@ -112,25 +106,6 @@ export class Func {
       const op = size === 4 ? 0x36 : size === 2 ? 0x3b : 0x3a;
       this.storeOp(0, op, Math.log2(size), address, offset, value);
     } else this.storeOp(0, size === 8 ? 0x39 : 0x38, Math.log2(size), address, offset, value);
-  }
-
-  atomicStore32(address: Expr, offset: number, value: Expr): void {
-    this.storeOp(0xfe, 0x17, 2, address, offset, value);
-  }
-
-  /** An atomic read-modify-write of `size` bytes; returns the old value in a local of `value`'s type. */
-  atomicRmw(
-    op: "add" | "sub" | "and" | "or" | "xor" | "xchg",
-    size: number,
-    address: Expr,
-    value: Expr,
-  ): Expr {
-    const first = { add: 0x1e, sub: 0x25, and: 0x2c, or: 0x33, xor: 0x3a, xchg: 0x41 }[op];
-    const sizes = value.type === I32 ? { 4: 0, 1: 2, 2: 3 } : { 8: 1, 1: 4, 2: 5, 4: 6 };
-    const step = (sizes as Record<number, number>)[size];
-    if (step === undefined) throw new Error(`${this.name}: atomic ${op} of ${size} bytes`);
-    this.storeOp(0xfe, first + step, Math.log2(size), address, 0, value);
-    return this.popped(value.type);
   }
 
   /** An atomic compare-exchange of `size` bytes; returns the old value. */
@@ -209,14 +184,6 @@ export class Func {
     cond.emit(this.code);
     this.code.u8(0x0d);
     this.code.u32(this.depth - label.depth);
-  }
-
-  brTable(index: Expr, labels: readonly Label[], fallback: Label): void {
-    index.emit(this.code);
-    this.code.u8(0x0e);
-    this.code.u32(labels.length);
-    for (const l of labels) this.code.u32(this.depth - l.depth);
-    this.code.u32(this.depth - fallback.depth);
   }
 
   return(value?: Expr): void {
