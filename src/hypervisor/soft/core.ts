@@ -17,6 +17,7 @@ import {
   REG,
   RIP,
 } from "./layout.ts";
+import { incDecFlags } from "./table/arithmetic.ts";
 import { imulFlags } from "./table/multiply.ts";
 import { shiftFlags } from "./table/shift.ts";
 import { ops, type Size, zeroAddress, zext64 } from "./values.ts";
@@ -207,7 +208,7 @@ function buildDirect(f: Func, core: Core, find: Func, crossing: number): void {
 }
 
 /** Operations whose flags compiled code computes only when somebody looks: kind = operation * 4 + log2(size). */
-export const FLAG_OP = { add: 1, sub: 2, logic: 3, shl: 4, shr: 5, sar: 6, imul: 7 } as const;
+export const FLAG_OP = { add: 1, sub: 2, logic: 3, shl: 4, shr: 5, sar: 6, imul: 7, inc: 8, dec: 9 } as const;
 
 /** Emits the flags of a pending operation: all follow from its operands. */
 export function pendingFlags(c: Context, op: number, a: Expr, b: Expr, size: Size): void {
@@ -224,6 +225,10 @@ export function pendingFlags(c: Context, op: number, a: Expr, b: Expr, size: Siz
       break;
     case FLAG_OP.imul:
       imulFlags(c, a, b, size);
+      break;
+    case FLAG_OP.inc:
+    case FLAG_OP.dec:
+      incDecFlags(c, op === FLAG_OP.inc ? "inc" : "dec", a, b, size);
       break;
     default: {
       const name = op === FLAG_OP.shl ? "shl" : op === FLAG_OP.shr ? "shr" : "sar";

@@ -65,7 +65,7 @@ export class Flags {
    * somebody looks.
    */
   flagsLater(
-    _op: "shl" | "shr" | "sar" | "imul",
+    _op: "shl" | "shr" | "sar" | "imul" | "inc" | "dec",
     _a: Expr,
     _b: Expr,
     _r: Expr,

@@ -2,39 +2,55 @@
  * The context of compiled code: the same semantics as the interpreter's, with operands known, general
  * registers and flags in WebAssembly locals, and every way out through shared exits that write them back.
  */
-import { COMPILED, Context, type Operand, PLAIN, running, type Variant } from "../context.ts";
+import { COMPILED, Context, type Operand, PLAIN, PROBE, READ, READ_WRITE, running, type Variant } from "../context.ts";
 import { type Core, FLAG_OP, jumpCacheEntry, pendingFlags } from "../core.ts";
 import { HELPER } from "../helpers.ts";
 import {
   BUDGET,
   EXIT,
+  FLAG_A,
+  FLAG_C,
+  FLAG_S,
+  FLAG_Z,
   JUMP_CACHE,
   RECORD,
   REG,
   RETURN_DEPTH,
   RETURN_LIMIT,
   RETURN_STACK,
+  TLB_BYTES,
   TLB_CURRENT,
+  TLB_ENTRIES,
+  XMM,
 } from "../layout.ts";
 import type { State } from "../state.ts";
 import type { Insn } from "../table/index.ts";
 import { ops, type Size, zeroAddress, zext, zext64 } from "../values.ts";
-import { type ByteWriter, I32, I64 } from "../wasm/encoding.ts";
-import { c32, c64, type Expr, i32, i64, type Local } from "../wasm/expr.ts";
+import { type ByteWriter, I32, I64, V128 } from "../wasm/encoding.ts";
+import { c32, c64, type Expr, i32, i64, type Local, VectorAddress, v128 } from "../wasm/expr.ts";
 import { Func, type Label } from "../wasm/func.ts";
 
 /** Where the arithmetic flags are, as the emitter knows it at a point of the code. */
 export type FlagState =
   /** In the CPU state. */
   | { kind: "stored" }
+  /** In the locals `zero`, `sign`, `carries` and `adjust`. */
+  | { kind: "local" }
   /** Follow from an operation whose operands are at hand. */
   | { kind: "pending"; op: number; size: Size; a: Expr; b: Expr; r: Expr }
-  /** As the local `flagKind` says at run time: 0 in the CPU state, else an operation on `flagA` and `flagB`. */
+  /**
+   * As the local `flagKind` says at run time: 0 in the CPU state, {@link IN_LOCALS}, or an operation on `flagA` and
+   * `flagB`.
+   */
   | { kind: "dynamic" };
+
+/** Value of `flagKind` while the flags are in locals. */
+const IN_LOCALS = -1;
 
 /** What all instructions of a region share. */
 export class RegionState {
   readonly gpr: (Local | undefined)[] = new Array(16);
+  readonly xmm: (Local | undefined)[] = new Array(16);
   /** Registers the region writes. */
   readonly written = new Array<boolean>(16).fill(false);
   readonly vbase: Local;
@@ -46,6 +62,11 @@ export class RegionState {
   readonly flagKind: Local;
   readonly flagA: Local;
   readonly flagB: Local;
+  /** The stored forms of the flags, see FLAG_Z, FLAG_S, FLAG_C and FLAG_A. */
+  readonly zero: Local;
+  readonly sign: Local;
+  readonly carries: Local;
+  readonly adjust: Local;
   /** Parameters of the exits. */
   readonly exitRecord: Local;
   readonly exitCode: Local;
@@ -54,6 +75,7 @@ export class RegionState {
   /** Exits: to `target` through the dispatcher, and with `exitCode` at `exitRecord`. */
   leave: Label = { depth: 0 };
   fault: Label = { depth: 0 };
+  miss: Label = { depth: 0 };
 
   constructor(
     readonly f: Func,
@@ -70,6 +92,10 @@ export class RegionState {
     this.flagKind = f.permanent(I32);
     this.flagA = f.permanent(I64);
     this.flagB = f.permanent(I64);
+    this.zero = f.permanent(I64);
+    this.sign = f.permanent(I64);
+    this.carries = f.permanent(I64);
+    this.adjust = f.permanent(I32);
     this.exitRecord = f.permanent(I32);
     this.exitCode = f.permanent(I32);
     this.target = f.permanent(I64);
@@ -84,10 +110,21 @@ export class RegionState {
     return local;
   }
 
+  /** XMM register `n` as an address that stands for its local. */
+  vector(n: number): Expr {
+    let local = this.xmm[n];
+    if (!local) {
+      local = this.f.permanent(V128);
+      this.xmm[n] = local;
+    }
+    return new VectorAddress(XMM + 16 * n, local);
+  }
+
   /** Makes the flags dynamic: their kind and operands go to locals, nothing is computed. */
   setDynamic(): void {
     const { f, flags } = this;
     if (flags.kind === "stored") f.set(this.flagKind, c32(0));
+    else if (flags.kind === "local") f.set(this.flagKind, c32(IN_LOCALS));
     else if (flags.kind === "pending") {
       f.set(this.flagKind, c32(flags.op * 4 + Math.log2(flags.size)));
       f.set(this.flagA, widen(flags.a));
@@ -102,6 +139,10 @@ export class RegionState {
       this.registerCode((out) => {
         for (let n = 0; n < 16; n++)
           if (this.written[n]) out.store(8, zeroAddress, REG.gpr + 8 * n, this.gpr[n]!);
+        for (let n = 0; n < 16; n++) {
+          const local = this.xmm[n];
+          if (local) out.store(16, zeroAddress, XMM + 16 * n, local);
+        }
       }),
     );
     f.store(4, zeroAddress, BUDGET, this.budget);
@@ -115,9 +156,30 @@ export class RegionState {
       pendingFlags(c, flags.op, flags.a, flags.b, flags.size);
       return;
     }
+    if (flags.kind === "local") this.storeLocals();
     if (flags.kind === "dynamic") {
-      f.if(this.flagKind, () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB));
+      f.if(i32.eq(this.flagKind, c32(IN_LOCALS)), () => this.storeLocals(), () =>
+        f.if(this.flagKind, () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB)),
+      );
     }
+  }
+
+  private storeLocals(): void {
+    const { f } = this;
+    f.store(8, zeroAddress, FLAG_Z, this.zero);
+    f.store(8, zeroAddress, FLAG_S, this.sign);
+    f.store(8, zeroAddress, FLAG_C, this.carries);
+    f.store(4, zeroAddress, FLAG_A, this.adjust);
+  }
+
+  /** Gets the flags from the CPU state into locals. */
+  loadFlags(): void {
+    const { f } = this;
+    this.flags = { kind: "local" };
+    f.set(this.zero, i64.load(zeroAddress, FLAG_Z));
+    f.set(this.sign, i64.load(zeroAddress, FLAG_S));
+    f.set(this.carries, i64.load(zeroAddress, FLAG_C));
+    f.set(this.adjust, i32.load(zeroAddress, FLAG_A));
   }
 
   /** Reads the registers again after code that works on the CPU state. */
@@ -130,6 +192,10 @@ export class RegionState {
     for (let n = 0; n < 16; n++) {
       const local = this.gpr[n];
       if (local) out.set(local, i64.load(zeroAddress, REG.gpr + 8 * n));
+    }
+    for (let n = 0; n < 16; n++) {
+      const local = this.xmm[n];
+      if (local) out.set(local, v128.load(zeroAddress, XMM + 16 * n));
     }
   }
 
@@ -155,7 +221,7 @@ export class RegionState {
 const widen = (value: Expr): Expr => (value.type === I64 ? value : i64.extend_u(value));
 
 /** Instructions whose flags stay pending. All others compute theirs at once. */
-const PENDING = new Set(["add", "or", "and", "sub", "xor", "cmp", "test", "neg"]);
+const PENDING = new Set(["add", "or", "and", "sub", "xor", "cmp", "test", "neg", "inc", "dec"]);
 /** Instructions that neither read nor write arithmetic flags except through `condition`. */
 const NO_FLAGS = new Set([
   "mov",
@@ -243,7 +309,7 @@ export class JitContext extends Context {
     super(region.core, region.f, c32(record), variant, insn.operands);
     this.record = record;
     this.pendingFlags = PENDING.has(insn.mnemonic) || this.isPendingShift();
-    if (!this.pendingFlags && usesFlags(insn)) this.storeFlags();
+    if (!this.pendingFlags && usesFlags(insn)) this.settleFlags();
   }
   private readonly record: number;
 
@@ -270,6 +336,17 @@ export class JitContext extends Context {
   }
 
   // --- registers are locals ----------------------------------------------------------------------
+
+  override regAddress(): Expr {
+    return this.file(super.regAddress());
+  }
+  override rmAddress(): Expr {
+    return this.file(super.rmAddress());
+  }
+  private file(address: Expr): Expr {
+    const n = (address.const32! - XMM) / 16;
+    return n >= 0 && n < 16 ? this.region.vector(n) : address;
+  }
 
   protected override registerAt(address: Expr): Expr {
     const at = address.const32!;
@@ -312,10 +389,53 @@ export class JitContext extends Context {
 
   // --- flags -------------------------------------------------------------------------------------
 
-  /** Gets the flags into the CPU state. */
-  private storeFlags(): void {
-    this.region.writeFlags();
-    this.region.flags = { kind: "stored" };
+  /** Gets the flags into locals. */
+  private settleFlags(): void {
+    const { f, region } = this;
+    const { flags } = region;
+    if (flags.kind === "pending") {
+      this.settling = true;
+      pendingFlags(this, flags.op, flags.a, flags.b, flags.size);
+      this.settling = false;
+    } else if (flags.kind === "stored") region.loadFlags();
+    else if (flags.kind === "dynamic") {
+      f.if(i32.ne(region.flagKind, c32(IN_LOCALS)), () => {
+        f.if(region.flagKind, () => f.call(this.core.flags, region.flagKind, region.flagA, region.flagB));
+        region.loadFlags();
+      });
+    }
+    region.flags = { kind: "local" };
+  }
+  /** Flags of a pending operation are being computed. */
+  private settling = false;
+
+  private get inLocals(): boolean {
+    return this.settling || this.region.flags.kind === "local";
+  }
+
+  override setFlagZ(value: Expr): void {
+    this.f.set(this.region.zero, value);
+  }
+  override setFlagS(value: Expr): void {
+    this.f.set(this.region.sign, value);
+  }
+  override setFlagC(value: Expr): void {
+    this.f.set(this.region.carries, value);
+  }
+  override setFlagA(value: Expr): void {
+    this.f.set(this.region.adjust, value);
+  }
+  override get flagZ(): Expr {
+    return this.inLocals ? this.region.zero : super.flagZ;
+  }
+  override get flagS(): Expr {
+    return this.inLocals ? this.region.sign : super.flagS;
+  }
+  override get flagC(): Expr {
+    return this.inLocals ? this.region.carries : super.flagC;
+  }
+  override get flagA(): Expr {
+    return this.inLocals ? this.region.adjust : super.flagA;
   }
 
   private pend(op: number, a: Expr, b: Expr, r: Expr, size: Size): void {
@@ -328,32 +448,50 @@ export class JitContext extends Context {
   }
 
   override flagsAdd(a: Expr, b: Expr, r: Expr, size: Size): void {
-    if (this.pendingFlags) this.pend(FLAG_OP.add, a, b, r, size);
+    if (this.pendingFlags && !this.settling) this.pend(FLAG_OP.add, a, b, r, size);
     else super.flagsAdd(a, b, r, size);
   }
   override flagsSub(a: Expr, b: Expr, r: Expr, size: Size): void {
-    if (this.pendingFlags) this.pend(FLAG_OP.sub, a, b, r, size);
+    if (this.pendingFlags && !this.settling) this.pend(FLAG_OP.sub, a, b, r, size);
     else super.flagsSub(a, b, r, size);
   }
   override flagsLogic(r: Expr, size: Size): void {
-    if (this.pendingFlags) this.pend(FLAG_OP.logic, r, r, r, size);
+    if (this.pendingFlags && !this.settling) this.pend(FLAG_OP.logic, r, r, r, size);
     else super.flagsLogic(r, size);
   }
 
   override flagsLater(
-    op: "shl" | "shr" | "sar" | "imul",
+    op: "shl" | "shr" | "sar" | "imul" | "inc" | "dec",
     a: Expr,
     b: Expr,
     r: Expr,
     size: Size,
     compute: () => void,
   ): void {
-    if (this.pendingFlags) this.pend(FLAG_OP[op], a, b, r, size);
+    if (this.pendingFlags && !this.settling) this.pend(FLAG_OP[op], a, b, r, size);
     else compute();
   }
 
   override carry(): Expr {
+    const dynamic = this.region.flags.kind === "dynamic";
+    if (dynamic && this.pendingFlags) return this.dynamicCarry();
     return this.quickCondition(1) ?? super.carry();
+  }
+
+  /** CF without settling the flags, for an INC or DEC after another: loops are made of them. */
+  private dynamicCarry(): Expr {
+    const { f, region } = this;
+    const cf = f.local(I32);
+    f.if(
+      i32.lt_u(i32.sub(region.flagKind, c32(FLAG_OP.inc * 4)), c32(8)),
+      () => f.set(cf, i32.wrap(region.flagB)),
+      () => {
+        region.writeFlags();
+        f.set(region.flagKind, c32(0));
+        f.set(cf, i32.wrap(i64.shr_u(super.flagC, c64(63))));
+      },
+    );
+    return cf;
   }
 
   override condition(cc: number): Expr {
@@ -386,13 +524,38 @@ export class JitContext extends Context {
         if (pair === 3) return o.le_u(x, y);
         if (pair === 6) return o.lt_s(signed(a), signed(b));
         if (pair === 7) return o.le_s(signed(a), signed(b));
+      } else if (state.op === FLAG_OP.inc || state.op === FLAG_OP.dec) {
+        if (pair === 1) return o.ne(b, zero);
       } else if (state.op === FLAG_OP.add && pair === 1) return o.lt_u(zext(r, size), zext(a, size));
     }
-    this.storeFlags();
+    if (state.kind !== "stored") this.settleFlags();
     return undefined;
   }
 
   // --- exits -------------------------------------------------------------------------------------
+
+  /** On a miss the interpreter does the instruction and goes on to the end of the block. */
+  override translate(kind: number, lin: Expr, size: number): Local {
+    const { f, region } = this;
+    const lock = this.variant.lock && kind === READ_WRITE;
+    const entry = f.let(
+      i32.add(i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4)), this.tlb()),
+    );
+    const way = kind === READ || kind === PROBE ? 0 : TLB_BYTES;
+    const tag = lock
+      ? i64.and(lin, c64(-4096 | (size - 1)))
+      : i64.and(size === 1 ? lin : i64.add(lin, c64(size - 1)), c64(-4096));
+    const address = f.let(i32.add(i32.wrap(lin), i32.load(entry, way + 8))) as Local;
+    f.ifRarely(i64.ne(i64.load(entry, way), tag), () => {
+      const saved = region.flags;
+      region.setDynamic();
+      f.set(region.exitRecord, c32(this.record));
+      f.br(region.miss);
+      region.flags = saved;
+    });
+    return address;
+  }
+  override commit(): void {}
 
   override leave(code: number | Expr): void {
     const { f, region } = this;
@@ -413,12 +576,15 @@ export class JitContext extends Context {
       return;
     }
     if (this.mem) this.linearAddress();
+    const inLocals = region.flags.kind === "local";
     this.writeBack();
     const code = f.let(this.callHelper(id));
     f.ifRarely(code, () => this.stop(code));
     region.reload();
     // The helper may have written over the code of this very region.
     f.ifRarely(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(this.nextRip()));
+    // The call may be conditional: the flags are afterwards where they are without it.
+    if (inLocals) region.loadFlags();
   }
 
   override endWithHelper(id: number): void {

@@ -5,10 +5,10 @@
  */
 import { PLAIN, running } from "../context.ts";
 import type { Core } from "../core.ts";
-import { CURRENT, RECORD } from "../layout.ts";
+import { CURRENT, RECORD, REG } from "../layout.ts";
 import type { State } from "../state.ts";
 import { zeroAddress } from "../values.ts";
-import { c32, c64, type Expr, i64 } from "../wasm/expr.ts";
+import { c32, c64, type Expr, i32, i64 } from "../wasm/expr.ts";
 import type { Func, Label } from "../wasm/func.ts";
 import { flagsUnobserved, JitContext, type JitInsn, RegionState } from "./context.ts";
 import { dominates, type FindBlock, type Region, type RegionBlock } from "./region.ts";
@@ -43,6 +43,8 @@ class Emitter {
 
   emit(): void {
     const { f, shared } = this;
+    f.block((miss) => {
+    shared.miss = miss;
     f.block((fault) => {
       shared.fault = fault;
       f.block((leave) => {
@@ -60,6 +62,13 @@ class Emitter {
     shared.writeRegisters();
     f.store(4, zeroAddress, CURRENT, shared.exitRecord);
     f.return(shared.exitCode);
+    f.unreachable();
+    });
+    shared.flags = { kind: "dynamic" };
+    shared.writeFlags();
+    shared.writeRegisters();
+    f.store(8, zeroAddress, REG.vbase, shared.vbase);
+    f.returnCallIndirect(shared.core.handlerType, i32.load(shared.exitRecord), shared.exitRecord);
     f.unreachable();
     shared.finish();
   }

@@ -1,11 +1,10 @@
 /** Addition, subtraction, logic, and the read-modify-write instructions built on them (SDM vol. 2). */
 import { type Context, READ_WRITE } from "../context.ts";
 import { RAX, RBX, RCX, RDX } from "../layout.ts";
-import { konst, ops, type Size, wide } from "../values.ts";
-import { I64 } from "../wasm/encoding.ts";
-import { c64, type Expr, i32, i64, select } from "../wasm/expr.ts";
+import { konst, ops, type Size, wide, zext64 } from "../values.ts";
+import { type Expr, i32, i64, select } from "../wasm/expr.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
-import { sizeOf } from "./shared.ts";
+import { narrow, sizeOf } from "./shared.ts";
 
 type Combine = (c: Context, a: Expr, b: Expr, size: Size) => Expr;
 
@@ -102,21 +101,26 @@ function arithmetic(): Insn[] {
 
 /** INC and DEC leave CF as it was. */
 const incDec =
-  (delta: 1 | -1): Semantics =>
+  (name: "inc" | "dec"): Semantics =>
   (c) => {
     const size = sizeOf(c, 0);
-    const cf = c.f.local(I64);
-    c.f.set(cf, i64.shr_u(c.flagC, c64(63)));
+    const cf = c.f.let(narrow(i64.extend_u(c.carry()), size));
     c.dst.modify((a) => {
       const one = konst(size, 1);
-      const r = c.f.let(delta === 1 ? ops(size).add(a, one) : ops(size).sub(a, one));
-      if (delta === 1) c.flagsAdd(a, one, r, size);
-      else c.flagsSub(a, one, r, size);
-      const of = i64.shr_u(i64.xor(c.flagC, i64.shl(c.flagC, c64(1))), c64(63));
-      c.setFlagC(i64.shl(i64.or(i64.shl(cf, c64(1)), i64.xor(cf, of)), c64(62)));
+      const r = c.f.let(name === "inc" ? ops(size).add(a, one) : ops(size).sub(a, one));
+      c.flagsLater(name, a, cf, r, size, () => incDecFlags(c, name, a, cf, size));
       return r;
     });
   };
+
+/** Flags of INC or DEC of `a` with CF, 0 or 1, before it. */
+export function incDecFlags(c: Context, name: "inc" | "dec", a: Expr, cf: Expr, size: Size): void {
+  const one = konst(size, 1);
+  const carry = c.f.let(i32.wrap(zext64(cf, size)));
+  if (name === "inc") c.flagsAdd(a, one, c.f.let(ops(size).add(a, one)), size);
+  else c.flagsSub(a, one, c.f.let(ops(size).sub(a, one)), size);
+  c.setCarryOverflow(carry, c.overflow());
+}
 
 const neg: Semantics = (c) => {
   const size = sizeOf(c, 0);
@@ -198,12 +202,12 @@ const cmpxchgPair: Semantics = (c) => {
 
 export const arithmeticInstructions = (): Insn[] => [
   ...arithmetic(),
-  ...insn("inc", "fe /0", "Eb", incDec(1), { lock: true }),
-  ...insn("inc", "ff /0", "Ev", incDec(1), { lock: true }),
-  ...insn("dec", "fe /1", "Eb", incDec(-1), { lock: true }),
-  ...insn("dec", "ff /1", "Ev", incDec(-1), { lock: true }),
-  ...insn("inc", "40+r", "Zv", incDec(1), { only: "legacy" }),
-  ...insn("dec", "48+r", "Zv", incDec(-1), { only: "legacy" }),
+  ...insn("inc", "fe /0", "Eb", incDec("inc"), { lock: true }),
+  ...insn("inc", "ff /0", "Ev", incDec("inc"), { lock: true }),
+  ...insn("dec", "fe /1", "Eb", incDec("dec"), { lock: true }),
+  ...insn("dec", "ff /1", "Ev", incDec("dec"), { lock: true }),
+  ...insn("inc", "40+r", "Zv", incDec("inc"), { only: "legacy" }),
+  ...insn("dec", "48+r", "Zv", incDec("dec"), { only: "legacy" }),
   ...insn("not", "f6 /2", "Eb", not, { lock: true }),
   ...insn("not", "f7 /2", "Ev", not, { lock: true }),
   ...insn("neg", "f6 /3", "Eb", neg, { lock: true }),

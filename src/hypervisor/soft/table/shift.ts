@@ -86,6 +86,10 @@ function rotate(c: Context, name: "rol" | "ror", value: Expr, count: Expr, out: 
   const n = f.let(i64.extend_u(i32.and(count, c32(bits - 1))));
   let result: Expr;
   if (size === 8) result = name === "rol" ? i64.rotl(value, n) : i64.rotr(value, n);
+  else if (size === 4) {
+    const word = i32.wrap(value);
+    result = i64.extend_u(name === "rol" ? i32.rotl(word, count) : i32.rotr(word, count));
+  }
   else {
     const back = i64.and(i64.sub(c64(bits), n), c64(bits - 1));
     result =

@@ -65,20 +65,24 @@ const mask =
   (c) =>
     c.operand(0).write(bits(v128.load(c.rmAddress())));
 
-const wordAddress = (c: Context, register: Expr, words: 4 | 8): Expr =>
-  i32.add(register, i32.shl(i32.and(imm8(c), c32(words - 1)), c32(1)));
+/** Address and offset of the word of a register that the immediate names; `words` in the register. */
+function word(c: Context, register: Expr, words: 4 | 8): [Expr, number] {
+  const index = i32.and(imm8(c), c32(words - 1));
+  if (index.const32 !== undefined) return [register, 2 * index.const32];
+  return [i32.add(register, i32.shl(index, c32(1))), 0];
+}
 
-/** PINSRW; `words` in the register. */
+/** PINSRW. */
 export const insertWord =
   (words: 4 | 8): Semantics =>
   (c) => {
     const value = c.f.let(c.operand(1).read());
-    c.f.store(2, wordAddress(c, c.regAddress(), words), 0, value);
+    c.f.store(2, ...word(c, c.regAddress(), words), value);
   };
 export const extractWord =
   (words: 4 | 8): Semantics =>
   (c) =>
-    c.operand(0).write(i32.load16_u(wordAddress(c, c.rmAddress(), words)));
+    c.operand(0).write(i32.load16_u(...word(c, c.rmAddress(), words)));
 
 /**
  * MASKMOVDQU and MASKMOVQ: writes the bytes of `value` whose mask byte has its top bit set to DS:rDI. Pages

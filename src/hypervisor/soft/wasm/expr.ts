@@ -18,6 +18,10 @@ export abstract class Expr {
   get const64(): bigint | undefined {
     return undefined;
   }
+  /** The vector that loads and stores at this address mean; see {@link VectorAddress}. */
+  get vector(): Local | undefined {
+    return undefined;
+  }
 }
 
 class ConstI32 extends Expr {
@@ -30,6 +34,19 @@ class ConstI32 extends Expr {
   emit(w: ByteWriter): void {
     w.u8(0x41);
     w.s32(this.value);
+  }
+}
+
+/** An address in memory whose 16 bytes are kept in a local: loads and stores there become lanes of it. */
+export class VectorAddress extends ConstI32 {
+  constructor(
+    address: number,
+    private readonly local: Local,
+  ) {
+    super(address);
+  }
+  override get vector(): Local {
+    return this.local;
   }
 }
 
@@ -209,6 +226,7 @@ export const select = (cond: Expr, yes: Expr, no: Expr): Expr => new Select(yes,
 
 function bin32(opcode: number, fold: ((a: number, b: number) => number) | undefined, neutral?: number) {
   return (a: Expr, b: Expr): Expr => {
+    if (a.vector || b.vector) throw new Error("arithmetic on the address of a vector in a local");
     const y = b.const32;
     if (y !== undefined) {
       const x = a.const32;
@@ -244,9 +262,13 @@ const fbin =
   (a: Expr, b: Expr): Expr =>
     new Op2(type, opcode, a, b);
 const load =
-  (type: ValType, opcode: number, align: number) =>
-  (address: Expr, offset = 0): Expr =>
-    new Load(type, 0, opcode, align, offset, address);
+  (type: ValType, opcode: number, align: number, lane?: (v: Expr, offset: number) => Expr) =>
+  (address: Expr, offset = 0): Expr => {
+    const { vector } = address;
+    if (!vector) return new Load(type, 0, opcode, align, offset, address);
+    if (!lane) throw new Error(`no lane for a load with opcode ${opcode}`);
+    return lane(vector, offset);
+  };
 const atomicLoad =
   (type: ValType, opcode: number, align: number) =>
   (address: Expr, offset = 0): Expr =>
@@ -286,11 +308,11 @@ export const i32 = {
     a.const64 !== undefined ? c32(Number(BigInt.asIntN(32, a.const64))) : un(I32, 0xa7)(a),
   extend8_s: un(I32, 0xc0),
   extend16_s: un(I32, 0xc1),
-  load: load(I32, 0x28, 2),
+  load: load(I32, 0x28, 2, (v, at) => i32x4.extract_lane(v, at / 4)),
   load8_s: load(I32, 0x2c, 0),
-  load8_u: load(I32, 0x2d, 0),
+  load8_u: load(I32, 0x2d, 0, (v, at) => i8x16.extract_lane_u(v, at)),
   load16_s: load(I32, 0x2e, 1),
-  load16_u: load(I32, 0x2f, 1),
+  load16_u: load(I32, 0x2f, 1, (v, at) => i16x8.extract_lane_u(v, at / 2)),
   atomic_load: atomicLoad(I32, 0x10, 2),
   reinterpret_f32: un(I32, 0xbc),
   trunc_f64_s: un(I32, 0xaa),
@@ -350,7 +372,7 @@ export const i64 = {
   extend8_s: un(I64, 0xc2),
   extend16_s: un(I64, 0xc3),
   extend32_s: un(I64, 0xc4),
-  load: load(I64, 0x29, 3),
+  load: load(I64, 0x29, 3, (v, at) => i64x2.extract_lane(v, at / 8)),
   load8_s: load(I64, 0x30, 0),
   load8_u: load(I64, 0x31, 0),
   load16_s: load(I64, 0x32, 1),
@@ -363,7 +385,7 @@ export const i64 = {
 };
 
 export const f32 = {
-  load: load(F32, 0x2a, 2),
+  load: load(F32, 0x2a, 2, (v, at) => f32x4.extract_lane(v, at / 4)),
   reinterpret_i32: un(F32, 0xbe),
   eq: cmp(0x5b),
   ne: cmp(0x5c),
@@ -386,7 +408,7 @@ export const f32 = {
 };
 
 export const f64 = {
-  load: load(F64, 0x2b, 3),
+  load: load(F64, 0x2b, 3, (v, at) => f64x2.extract_lane(v, at / 8)),
   reinterpret_i64: un(F64, 0xbf),
   eq: cmp(0x61),
   ne: cmp(0x62),
@@ -429,11 +451,23 @@ const replace =
   (a: Expr, lane: number, value: Expr): Expr =>
     new Simd(V128, opcode, [a, value], lane);
 
+const lowBytes = (count: number): Expr =>
+  cv128(Uint8Array.from({ length: 16 }, (_, i) => (i < count ? 0xff : 0)));
+const LOW_32 = lowBytes(4);
+const LOW_64 = lowBytes(8);
+
 /** SIMD operators that SSE2 semantics use (names as in the WebAssembly specification). */
 export const v128 = {
-  load: (address: Expr, offset = 0): Expr => new Load(V128, 0xfd, 0, 4, offset, address),
-  load32_zero: (address: Expr, offset = 0): Expr => new Load(V128, 0xfd, 92, 2, offset, address),
-  load64_zero: (address: Expr, offset = 0): Expr => new Load(V128, 0xfd, 93, 3, offset, address),
+  load: (address: Expr, offset = 0): Expr =>
+    address.vector ?? new Load(V128, 0xfd, 0, 4, offset, address),
+  load32_zero: (address: Expr, offset = 0): Expr =>
+    address.vector
+      ? v128.and(address.vector, LOW_32)
+      : new Load(V128, 0xfd, 92, 2, offset, address),
+  load64_zero: (address: Expr, offset = 0): Expr =>
+    address.vector
+      ? v128.and(address.vector, LOW_64)
+      : new Load(V128, 0xfd, 93, 3, offset, address),
   not: simd1(77),
   and: simd2(78),
   andnot: simd2(79),
@@ -533,6 +567,8 @@ export const i64x2 = {
 };
 
 export const f32x4 = {
+  extract_lane: extract(F32, 31),
+  replace_lane: replace(32),
   eq: simd2(65),
   lt: simd2(67),
   gt: simd2(68),
@@ -553,6 +589,7 @@ export const f32x4 = {
 
 export const f64x2 = {
   extract_lane: extract(F64, 33),
+  replace_lane: replace(34),
   eq: simd2(71),
   lt: simd2(73),
   gt: simd2(74),

@@ -1,6 +1,18 @@
 /** The body of one WebAssembly function, written statement by statement from {@link Expr} trees. */
-import { ByteWriter, I32, I64, V128, type ValType } from "./encoding.ts";
-import { c32, type Expr, Local } from "./expr.ts";
+import { ByteWriter, F32, F64, I32, I64, V128, type ValType } from "./encoding.ts";
+import { c32, type Expr, f32x4, f64x2, i8x16, i16x8, i32, i32x4, i64x2, Local } from "./expr.ts";
+
+/** `vector` with the low `size` bytes of `value` at `offset`. */
+function withLane(vector: Expr, size: number, offset: number, value: Expr): Expr {
+  const lane = offset / size;
+  if (value.type === V128) return value;
+  if (value.type === F64) return f64x2.replace_lane(vector, lane, value);
+  if (value.type === F32) return f32x4.replace_lane(vector, lane, value);
+  if (size === 8) return i64x2.replace_lane(vector, lane, value);
+  const word = value.type === I64 ? i32.wrap(value) : value;
+  const shape = size === 4 ? i32x4 : size === 2 ? i16x8 : i8x16;
+  return shape.replace_lane(vector, lane, word);
+}
 
 /** A function's place in the module's index space, with its signature. */
 export interface FuncRef {
@@ -98,6 +110,11 @@ export class Func {
 
   /** Stores the low `size` bytes (1, 2, 4, 8 or 16) of `value`. */
   store(size: number, address: Expr, offset: number, value: Expr): void {
+    const { vector } = address;
+    if (vector) {
+      this.set(vector, withLane(vector, size, offset, value));
+      return;
+    }
     if (value.type === V128) this.storeOp(0xfd, 11, 4, address, offset, value);
     else if (value.type === I64) {
       const op = size === 8 ? 0x37 : size === 4 ? 0x3e : size === 2 ? 0x3d : 0x3c;
