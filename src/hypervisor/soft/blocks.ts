@@ -23,6 +23,7 @@ import {
   RECORD_BYTES,
   RECORDS,
   RECORDS_END,
+  RIP,
   STALE,
   STALE_PAGES,
 } from "./layout.ts";
@@ -64,17 +65,31 @@ export class Blocks {
   ) {}
 
   /**
-   * Compiles the block whose counting record is `record`, if it lies in `physicalPage`: the page tables may lead
-   * elsewhere by now, and a region must not take in blocks of another page, which are dropped without it.
+   * Compiles the block at RIP, whose counting record is `record`, if it lies in `physicalPage`: the page tables may
+   * lead elsewhere by now.
    */
   compile(record: number, physicalPage: number): void {
-    const { state } = this;
+    const { state, mmu } = this;
     if (!this.pages.get(physicalPage / 4096)?.includes(record)) {
       state.set(record + RECORD.slot, this.interpreter.pseudo.skip);
       return;
     }
     const mode = state.get(MODE);
-    this.jit!.request(record, (offset) => this.find(physicalPage + offset, mode));
+    const low = state.get(RIP) & ~0xfff;
+    const high = state.get(RIP + 4);
+    const page = (distance: number): number | undefined => {
+      if (distance === 0) return physicalPage;
+      const at = (low >>> 0) + distance;
+      // A region does not go over a boundary of 4 GiB.
+      return at < 0 || at > 0xffff_ffff ? undefined : mmu.cachedPage(at | 0, high);
+    };
+    this.jit!.request(record, {
+      page,
+      find: (distance) => {
+        const at = page(distance & ~0xfff);
+        return at === undefined ? 0 : this.find(at + (distance & 0xfff), mode);
+      },
+    });
   }
 
   /** Record of the block at the state's RIP, decoding it if need be; 0 after a fault. */
@@ -339,10 +354,10 @@ export class Blocks {
     if (!list) return;
     this.pages.delete(page);
     this.dropped++;
+    this.jit?.dropPage(page * 4096);
     const { stale } = this.interpreter.pseudo;
     for (let i = 0; i < list.length; i += 2) {
       for (let r = list[i]!; r < list[i + 1]!; r += RECORD_BYTES) {
-        this.jit?.drop(i32[(r + RECORD.slot) >> 2]!);
         i32[(r + RECORD.slot) >> 2] = stale;
       }
     }

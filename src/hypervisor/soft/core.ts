@@ -37,6 +37,8 @@ export interface Core {
   readonly slow: FuncRef;
   /** (linear low, linear high, size): performs the write whose data lie in BOUNCE. */
   readonly commit: FuncRef;
+  /** (linear low, linear high) -> 1 if the execute TLB has the page now, 0 if the full walk must be made. */
+  readonly fetch: FuncRef;
   /** (RIP) -> EXIT code: goes on at RIP. */
   readonly dispatch: FuncRef;
   /** (record, taken) -> EXIT code: goes on at the record's direct target or at the next instruction. */
@@ -86,6 +88,7 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
     helper,
     slow,
     commit,
+    fetch: walker.fetch,
     dispatch: dispatch.ref,
     direct: direct.ref,
     flags: flags.ref,
@@ -101,6 +104,7 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
   m.export("direct", direct);
   m.export("find", find);
   m.exportRef("miss", slow);
+  m.exportRef("fetch", walker.fetch);
 
   const enter = m.func("enter", [I32], [I32]);
   runRecord(enter, core, enter.param(0));

@@ -7,7 +7,7 @@
 import { Context, type Variant } from "./context.ts";
 import { buildCore, type Core, type PseudoSlots } from "./core.ts";
 import type { Decoder } from "./decoder.ts";
-import { MODE_64 } from "./layout.ts";
+import { MODE_64, TABLE_SLOTS } from "./layout.ts";
 import { INSTRUCTIONS } from "./table/index.ts";
 import type { Insn } from "./table/insn.ts";
 import type { Size } from "./values.ts";
@@ -28,10 +28,10 @@ interface Exports {
   readonly direct: (record: number, taken: number) => number;
   readonly miss: (low: number, high: number, descriptor: number) => number;
   readonly flags: (kind: number, a: bigint, b: bigint) => void;
+  readonly fetch: (low: number, high: number) => number;
   readonly table: WebAssembly.Table;
 }
 
-const TABLE_SLOTS = 1 << 14;
 const MEMORY = { minPages: 768, maxPages: 65536 } as const;
 
 /** Number of a variant within its instruction: 8 bits. */
@@ -221,6 +221,7 @@ export class Interpreter {
       helper: m.import("helper", [I32, I32], [I32]),
       slow: m.import("miss", [I32, I32, I32], [I32]),
       commit: m.import("commit", [I32, I32, I32], []),
+      fetch: m.import("fetch", [I32, I32], [I32]),
       dispatch: m.import("dispatch", [I64], [I32]),
       direct: m.import("direct", [I32, I32], [I32]),
       flags: m.import("flags", [I32, I64, I64], []),
@@ -231,9 +232,9 @@ export class Interpreter {
 
   /** Compiles an {@link extension} and puts its functions into the table. */
   instantiate(m: ModuleBuilder): void {
-    const { dispatch, direct, flags, miss, table } = this.exports;
+    const { dispatch, direct, flags, miss, fetch, table } = this.exports;
     new WebAssembly.Instance(new WebAssembly.Module(m.encode() as Uint8Array<ArrayBuffer>), {
-      env: { memory: this.memory, ...this.imports, dispatch, direct, flags, miss, table },
+      env: { memory: this.memory, ...this.imports, dispatch, direct, flags, miss, fetch, table },
     });
   }
 }

@@ -168,19 +168,22 @@ export const TLB_LISTED = 0x4_4000;
  */
 export const TLB_LARGE = 0x4_8000;
 export const LARGE_SLOTS = 1 << 14;
+/** By table slot: a byte that is 1 while the region compiled there is good. */
+export const REGION_LIVE = 0x4_c000;
+export const TABLE_SLOTS = 1 << 14;
 /** Jump cache: { i64 RIP xor mode tag, i32 record, i32 }. */
-export const JUMP_ENTRIES = 4096;
-export const JUMP_CACHE = 0x6_0000;
+export const JUMP_ENTRIES = 0x4000;
+export const JUMP_CACHE = 0x8_0000;
 /** Block table: { i32 physical address, i32 mode, i32 record, i32 }, open addressing. */
-export const BLOCK_ENTRIES = 0x1_0000;
+export const BLOCK_ENTRIES = 0x4_0000;
 export const BLOCK_PROBES = 8;
-export const BLOCK_TABLE = 0x8_0000;
+export const BLOCK_TABLE = 0xa0_0000;
 /** One i64 a guest page: bit n set when decoded code covers its n-th 64 bytes. Up to 3 GiB of guest RAM. */
 export const CODE_LINES = 0x20_0000;
 /** One bit a guest page: written by a device while it held decoded code. */
 export const STALE_PAGES = CODE_LINES + 0x60_0000;
 /** Decoded records. */
-export const RECORDS = 0xa0_0000;
+export const RECORDS = 0xe0_0000;
 export const RECORDS_END = GUEST_BASE;
 
 /** Bytes of one decoded record. */

@@ -266,6 +266,14 @@ export class Mmu {
     return page;
   }
 
+  /** The physical page that the execute TLB has for a page at the current privilege; undefined: none. */
+  cachedPage(low: number, high: number): number | undefined {
+    const { i32 } = this;
+    const tlb = i32[CPL >> 2] === 3 ? XTLB_USER : XTLB_SUPERVISOR;
+    const at = (tlb + (((low >>> 12) & (XTLB_ENTRIES - 1)) << 4)) >> 2;
+    return i32[at] === low && i32[at + 1] === high ? i32[at + 2]! >>> 0 : undefined;
+  }
+
   /** Drops every translation, global or not. */
   flushAll(): void {
     this.u8.fill(0xff, TLB_SUPERVISOR, TLBS_END);

@@ -15,6 +15,7 @@ import {
   JUMP_CACHE,
   RECORD,
   REG,
+  REGION_LIVE,
   RETURN_DEPTH,
   RETURN_LIMIT,
   RETURN_STACK,
@@ -67,12 +68,13 @@ export class RegionState {
   readonly sign: Local;
   readonly carries: Local;
   readonly adjust: Local;
-  /** Parameters of the exits. */
+  /** Parameters of the exits: record, its page's linear address, code. */
   readonly exitRecord: Local;
+  readonly exitPage: Local;
   readonly exitCode: Local;
   readonly target: Local;
   flags: FlagState = { kind: "dynamic" };
-  /** Exits: to `target` through the dispatcher, and with `exitCode` at `exitRecord`. */
+  /** Exits: to `target`, with `exitCode` at `exitRecord`, and to the interpreter at `exitRecord`. */
   leave: Label = { depth: 0 };
   fault: Label = { depth: 0 };
   miss: Label = { depth: 0 };
@@ -80,9 +82,8 @@ export class RegionState {
   constructor(
     readonly f: Func,
     readonly core: Core,
-    /** First record of the region's entry, and what its slot is once the region's page has been dropped. */
-    readonly entry: number,
-    readonly stale: number,
+    /** Where the region will be in the interpreter's table. */
+    readonly slot: number,
   ) {
     this.vbase = f.permanent(I64);
     this.tlb = f.permanent(I32);
@@ -97,6 +98,7 @@ export class RegionState {
     this.carries = f.permanent(I64);
     this.adjust = f.permanent(I32);
     this.exitRecord = f.permanent(I32);
+    this.exitPage = f.permanent(I64);
     this.exitCode = f.permanent(I32);
     this.target = f.permanent(I64);
   }
@@ -206,10 +208,17 @@ export class RegionState {
     return scratch.code;
   }
 
-  /** Writes the function's prologue, when all is known. */
-  finish(): void {
+  /** True once the region's code may be wrong: something has written over it. */
+  isDropped(): Expr {
+    return i32.eqz(i32.load8_u(c32(this.slot), REGION_LIVE));
+  }
+
+  /** Writes the function's prologue, when all is known; `check` comes when `vbase` is the entered page's. */
+  finish(check: (out: Func) => void): void {
     const out = new Func(this.f.ref, this.f.name);
     out.set(this.vbase, i64.load(zeroAddress, REG.vbase));
+    check(out);
+    out.set(this.exitPage, this.vbase);
     out.set(this.tlb, i32.load(zeroAddress, TLB_CURRENT));
     out.set(this.budget, i32.load(zeroAddress, BUDGET));
     out.set(this.exitCode, c32(EXIT.fault));
@@ -302,16 +311,17 @@ export class JitContext extends Context {
   constructor(
     private readonly region: RegionState,
     private readonly state: State,
-    record: number,
+    private readonly record: number,
+    /** Distance of the instruction's page from the region's first, and whether there are others at all. */
+    private readonly page: number,
+    private readonly manyPages: boolean,
     private readonly insn: JitInsn,
     variant: Variant,
   ) {
     super(region.core, region.f, c32(record), variant, insn.operands);
-    this.record = record;
     this.pendingFlags = PENDING.has(insn.mnemonic) || this.isPendingShift();
     if (!this.pendingFlags && usesFlags(insn)) this.settleFlags();
   }
-  private readonly record: number;
 
   /** A shift by a constant: its flags follow from operand and count, or stay if the count is 0. */
   private isPendingShift(): boolean {
@@ -352,7 +362,7 @@ export class JitContext extends Context {
     const at = address.const32!;
     if (at < REG.zero) return this.region.register(at >> 3);
     if (at === REG.zero) return c64(0);
-    if (at === REG.vbase) return this.region.vbase;
+    if (at === REG.vbase) return i64.add(this.region.vbase, c64(this.page));
     return i64.load(zeroAddress, at);
   }
 
@@ -547,11 +557,7 @@ export class JitContext extends Context {
       : i64.and(size === 1 ? lin : i64.add(lin, c64(size - 1)), c64(-4096));
     const address = f.let(i32.add(i32.wrap(lin), i32.load(entry, way + 8))) as Local;
     f.ifRarely(i64.ne(i64.load(entry, way), tag), () => {
-      const saved = region.flags;
-      region.setDynamic();
-      f.set(region.exitRecord, c32(this.record));
-      f.br(region.miss);
-      region.flags = saved;
+      this.exitFrom(region.miss);
     });
     return address;
   }
@@ -559,12 +565,25 @@ export class JitContext extends Context {
 
   override leave(code: number | Expr): void {
     const { f, region } = this;
+    if (code !== EXIT.fault) f.set(region.exitCode, typeof code === "number" ? c32(code) : code);
+    this.exitFrom(region.fault);
+  }
+
+  /** Takes an exit at this instruction. */
+  private exitFrom(exit: Label): void {
+    const { f, region } = this;
     const saved = region.flags;
     region.setDynamic();
     f.set(region.exitRecord, c32(this.record));
-    if (code !== EXIT.fault) f.set(region.exitCode, typeof code === "number" ? c32(code) : code);
-    f.br(region.fault);
+    if (this.manyPages) f.set(region.exitPage, this.registerAt(c32(REG.vbase)));
+    f.br(exit);
     region.flags = saved;
+  }
+
+  /** Brings the CPU state up to date for code that looks at where the instruction is. */
+  private writeBackAll(): void {
+    if (this.manyPages) this.f.store(8, zeroAddress, REG.vbase, this.registerAt(c32(REG.vbase)));
+    this.writeBack();
   }
 
   override helper(id: number): void {
@@ -577,12 +596,12 @@ export class JitContext extends Context {
     }
     if (this.mem) this.linearAddress();
     const inLocals = region.flags.kind === "local";
-    this.writeBack();
+    this.writeBackAll();
     const code = f.let(this.callHelper(id));
     f.ifRarely(code, () => this.stop(code));
     region.reload();
     // The helper may have written over the code of this very region.
-    f.ifRarely(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(this.nextRip()));
+    f.ifRarely(region.isDropped(), () => this.exitTo(this.nextRip()));
     // The call may be conditional: the flags are afterwards where they are without it.
     if (inLocals) region.loadFlags();
   }
@@ -590,7 +609,7 @@ export class JitContext extends Context {
   override endWithHelper(id: number): void {
     if (this.mem) this.linearAddress();
     this.charge();
-    this.writeBack();
+    this.writeBackAll();
     this.stop(this.f.let(this.callHelper(id)));
   }
 
@@ -622,16 +641,19 @@ export class JitContext extends Context {
   }
 
   override callDirect(): void {
-    const offset = this.state.get(this.record + RECORD.imm);
-    const rip = this.instructionPointer(i64.add(this.region.vbase, c64(offset)));
-    this.callTo(rip, offset >= 0 && offset < 4096 ? (this.blockAt?.(offset) ?? 0) : 0);
+    if (this.callInside) {
+      this.charge();
+      this.callInside();
+      return;
+    }
+    this.callTo(this.instructionPointer(i64.add(this.registerAt(c32(REG.vbase)), this.immediateOffset())));
+  }
+  private immediateOffset(): Expr {
+    return c64(this.state.get(this.record + RECORD.imm));
   }
 
-  /**
-   * A call becomes a WebAssembly call if the block it returns to is in the region. `record`: the block it
-   * leads to if that is known for as long as this code lives, which it is within a page.
-   */
-  override callTo(rip: Expr, record = 0): void {
+  /** A call becomes a WebAssembly call if the block it returns to is in the region. */
+  override callTo(rip: Expr): void {
     const { f, region } = this;
     if (!this.returns) {
       this.jumpTo(rip);
@@ -645,16 +667,31 @@ export class JitContext extends Context {
     const back = f.let(this.nextRip());
     f.store(8, i32.shl(depth, c32(3)), RETURN_STACK, back);
     f.store(4, zeroAddress, RETURN_DEPTH, i32.add(depth, c32(1)));
-    const code = record
-      ? f.callIndirect(this.core.handlerType, I32, i32.load(c32(record)), c32(record))
-      : this.callThroughJumpCache(target);
+    const code = this.callThroughJumpCache(target);
     f.ifRarely(code, () => f.return(code));
-    f.store(8, zeroAddress, REG.vbase, region.vbase);
     region.reload();
     f.set(region.budget, i32.load(zeroAddress, BUDGET));
     // The callee may have written over the code of this very region.
-    f.ifRarely(i32.eq(i32.load(c32(region.entry)), c32(region.stale)), () => this.exitTo(back));
+    f.ifRarely(region.isDropped(), () => this.exitTo(back));
     this.returns();
+  }
+
+  override returnTo(rip: Expr): void {
+    const { f, region } = this;
+    this.charge();
+    const target = f.let(this.instructionPointer(rip));
+    const depth = f.let(i32.load(zeroAddress, RETURN_DEPTH));
+    const top = i32.add(i32.shl(depth, c32(3)), c32(RETURN_STACK - 8));
+    const expected = i32.and(i32.ne(depth, c32(0)), i64.eq(i64.load(top), target));
+    f.if(i32.and(expected, running(region.budget)), () => {
+      const saved = region.flags;
+      this.writeBack();
+      f.store(4, zeroAddress, RETURN_DEPTH, i32.sub(depth, c32(1)));
+      f.return(c32(EXIT.returned));
+      region.flags = saved;
+    });
+    this.within?.(target);
+    this.exitTo(target);
   }
 
   /** Calls what lies at a RIP: as dispatch does, but without a frame of its own in between when it is known. */
@@ -675,15 +712,20 @@ export class JitContext extends Context {
     return code;
   }
 
-  /** Set by the emitter: the decoded block at a page offset, 0 if there is none. */
-  blockAt: ((offset: number) => number) | undefined;
+  /** Set by the emitter: goes to a RIP if that is an entry of the region. */
+  within: ((rip: Expr) => void) | undefined;
+
+  /** Set by the emitter when a direct call and its return are edges inside the region: makes it. */
+  callInside: (() => void) | undefined;
 
   /** Set by the emitter when a call's return is in the region: goes on there. */
   returns: (() => void) | undefined;
 
   override jumpTo(rip: Expr): void {
     this.charge();
-    this.exitTo(this.instructionPointer(rip));
+    const target = this.f.let(this.instructionPointer(rip));
+    this.within?.(target);
+    this.exitTo(target);
   }
 
   override jumpDirect(taken: Expr): void {

@@ -1,10 +1,10 @@
 /** Compiling hot blocks: when, into what, and how compiled code goes away again. */
 import type { Interpreter } from "../interpreter.ts";
-import { RECORD } from "../layout.ts";
+import { RECORD, REGION_LIVE, TABLE_SLOTS } from "../layout.ts";
 import type { State } from "../state.ts";
 import { I32 } from "../wasm/encoding.ts";
-import { emitRegion } from "./emit.ts";
-import { type FindBlock, findRegion } from "./region.ts";
+import { ENTRY_NUMBER, ENTRY_PAGE, emitRegion } from "./emit.ts";
+import { type CodeView, findRegion, type Region } from "./region.ts";
 
 /**
  * Executions of a block before it is compiled. A boot is fastest around this value: half as many regions
@@ -26,19 +26,30 @@ const PATIENCE = 4;
 export const MAX_REGIONS = 8192;
 
 /** How many times HOT a block inside a compiled region must run before it gets a region of its own. */
-const POSTPONED = 8;
+const POSTPONED = 1;
 
 interface Request {
   readonly record: number;
-  readonly find: FindBlock;
+  readonly region: Region;
 }
+
+interface Compiled {
+  readonly slot: number;
+  /** Counting records that the region stands in, if no later one has taken their place. */
+  readonly entries: readonly number[];
+  readonly instructions: number;
+  readonly region: Region;
+}
+
+const instructionsOf = (region: Region): number => region.blocks.reduce((n, b) => n + b.insns.length, 0);
 
 export class Jit {
   private requests: Request[] = [];
   /** When the oldest request came. */
   private since = 0;
-  /** Slots of compiled regions, and the records that they stand in. */
-  private readonly live = new Map<number, number>();
+  private readonly live = new Map<number, Compiled>();
+  /** By the address of a physical page: what has code of it. */
+  private readonly byPage = new Map<number, Set<Compiled>>();
   /** Statistics. */
   regions = 0;
   instructions = 0;
@@ -56,13 +67,27 @@ export class Jit {
     private readonly maxRegions = MAX_REGIONS,
   ) {}
 
-  /** Asks for the region around the block whose counting record is `record`, which goes on uncounted. */
-  request(record: number, find: FindBlock): void {
-    this.state.set(record + RECORD.slot, this.interpreter.pseudo.skip);
-    if (this.requests.length === 0) this.since = performance.now();
-    this.requests.push({ record, find });
+  /**
+   * Asks for the region around the block whose counting record is `record`, which goes on uncounted. `code`: how
+   * code is mapped around it now.
+   */
+  request(record: number, code: CodeView): void {
+    const { state, interpreter, requests } = this;
+    state.set(record + RECORD.slot, interpreter.pseudo.skip);
+    const region = findRegion(state, interpreter, record, code, this);
+    if (!region) {
+      this.failed++;
+      return;
+    }
+    if (requests.length === 0) this.since = performance.now();
+    requests.push({ record, region });
     // Tests that compile at once are not to wait for more.
-    if (this.requests.length >= (this.hot < BATCH ? 1 : BATCH)) this.compile();
+    if (requests.length >= (this.hot < BATCH ? 1 : BATCH)) this.compile();
+  }
+
+  /** Instructions of the region in a table slot; undefined: none is there. */
+  compiled(slot: number): number | undefined {
+    return this.live.get(slot)?.instructions;
   }
 
   /** Called at every exit to the run loop: compiles what has waited long enough. */
@@ -72,37 +97,62 @@ export class Jit {
 
   private compile(): void {
     const { state, interpreter } = this;
-    const { skip, stale } = interpreter.pseudo;
     const started = performance.now();
     if (this.live.size + this.requests.length > this.maxRegions) this.evict();
     const { m, core } = interpreter.extension();
-    const done: { record: number; slot: number }[] = [];
+    const done: { region: Region; slot: number }[] = [];
     const covered = new Set<number>();
-    for (const { record, find } of this.requests) {
-      // Dropped, or its memory used for something else, since it was asked for.
-      if (state.get(record + RECORD.slot) !== skip || covered.has(record)) continue;
-      const region = findRegion(state, interpreter, record, find);
-      const slot = region ? interpreter.allocate() : undefined;
-      if (!region || slot === undefined) {
+    for (const { record, region } of this.requests) {
+      if (covered.has(record)) continue;
+      const slot = this.isGood(region) ? interpreter.allocate() : undefined;
+      if (slot === undefined) {
         this.failed++;
         continue;
       }
       const f = m.func("region", [I32], [I32]);
-      emitRegion(f, core, state, region, stale, find);
+      emitRegion(f, core, state, region, slot);
       m.slot(f, slot);
-      done.push({ record, slot });
-      for (const block of region.blocks) if (block !== region.entry) covered.add(block.start);
-      this.instructions += region.blocks.reduce((n, b) => n + b.insns.length, 0);
+      done.push({ region, slot });
+      for (const block of region.blocks) covered.add(block.start);
+      this.instructions += instructionsOf(region);
     }
     this.requests = [];
     if (done.length > 0) interpreter.instantiate(m);
-    for (const { record, slot } of done) {
-      state.set(record + RECORD.slot, slot);
-      this.live.set(slot, record);
-    }
-    for (const record of covered) this.postpone(record);
+    for (const { region, slot } of done) this.install(region, slot);
     this.regions += done.length;
     this.time += performance.now() - started;
+  }
+
+  /** False if code of the region has been dropped since it was asked for, or its memory used for something else. */
+  private isGood(region: Region): boolean {
+    const { state, interpreter } = this;
+    const { skip } = interpreter.pseudo;
+    return (
+      state.get(region.entries[0]!.start + RECORD.slot) === skip &&
+      region.blocks.every((b) => this.isDecoded(b.start))
+    );
+  }
+
+  private isDecoded(start: number): boolean {
+    return this.state.get(start + RECORD.slot) !== this.interpreter.pseudo.stale;
+  }
+
+  private install(region: Region, slot: number): void {
+    const { state } = this;
+    const compiled = { slot, entries: region.entries.map((b) => b.start), instructions: instructionsOf(region), region };
+    this.live.set(slot, compiled);
+    state.bytes[REGION_LIVE + slot] = 1;
+    region.entries.forEach(({ start, page }, number) => {
+      state.set(start + RECORD.slot, slot);
+      state.bytes[start + ENTRY_NUMBER] = number;
+      state.set(start + ENTRY_PAGE, page);
+    });
+    for (const page of region.pages.values()) {
+      const others = this.byPage.get(page);
+      if (others) others.add(compiled);
+      else this.byPage.set(page, new Set([compiled]));
+    }
+    for (const block of region.blocks) if (block.entry === undefined) this.postpone(block.start);
   }
 
   /** A block inside a region is compiled as an entry of its own only if it is entered often from elsewhere. */
@@ -115,20 +165,28 @@ export class Jit {
     state.set(record + RECORD.countdown, this.hot * POSTPONED);
   }
 
-  /** Frees the compiled code that a record of a dropped block stood for, if it did. */
-  drop(slot: number): void {
-    if (this.live.delete(slot)) this.interpreter.release(slot);
+  /** Frees the compiled code that has code of a physical page (its address). */
+  dropPage(page: number): void {
+    for (const compiled of this.byPage.get(page) ?? []) this.free(compiled);
+  }
+
+  private free(compiled: Compiled): void {
+    const { state, interpreter } = this;
+    const { slot, entries, region } = compiled;
+    this.live.delete(slot);
+    for (const page of region.pages.values()) this.byPage.get(page)?.delete(compiled);
+    state.bytes[REGION_LIVE + slot] = 0;
+    for (const record of entries) {
+      if (state.get(record + RECORD.slot) !== slot) continue;
+      state.set(record + RECORD.slot, interpreter.pseudo.count);
+      state.set(record + RECORD.countdown, this.hot);
+    }
+    interpreter.release(slot);
   }
 
   /** Drops all that is compiled: what is still hot comes back soon, and the rest is the larger part by far. */
   private evict(): void {
-    const { count } = this.interpreter.pseudo;
-    for (const [slot, record] of this.live) {
-      this.state.set(record + RECORD.slot, count);
-      this.state.set(record + RECORD.countdown, this.hot);
-      this.interpreter.release(slot);
-    }
-    this.live.clear();
+    for (const compiled of this.live.values()) this.free(compiled);
     this.evictions++;
   }
 
@@ -136,6 +194,8 @@ export class Jit {
   clear(): void {
     for (const slot of this.live.keys()) this.interpreter.release(slot);
     this.live.clear();
+    this.byPage.clear();
+    this.state.bytes.fill(0, REGION_LIVE, REGION_LIVE + TABLE_SLOTS);
     this.requests = [];
   }
 }
