@@ -582,7 +582,7 @@ export class JitContext extends Context {
 
   /** Brings the CPU state up to date for code that looks at where the instruction is. */
   private writeBackAll(): void {
-    if (this.manyPages) this.f.store(8, zeroAddress, REG.vbase, this.registerAt(c32(REG.vbase)));
+    this.f.store(8, zeroAddress, REG.vbase, this.registerAt(c32(REG.vbase)));
     this.writeBack();
   }
 

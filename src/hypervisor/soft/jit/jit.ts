@@ -35,8 +35,10 @@ interface Request {
 
 interface Compiled {
   readonly slot: number;
-  /** Counting records that the region stands in, if no later one has taken their place. */
+  /** Counting records that the region stands in; a later one may have taken its place in some. */
   readonly entries: readonly number[];
+  /** How many of them it still stands in. */
+  standing: number;
   readonly instructions: number;
   readonly region: Region;
 }
@@ -133,16 +135,24 @@ export class Jit {
     );
   }
 
+  /** A record with `slot` gets another: frees the region that stood there if it stands nowhere else. */
+  private replace(slot: number): void {
+    const compiled = this.live.get(slot);
+    if (compiled && --compiled.standing === 0) this.free(compiled);
+  }
+
   private isDecoded(start: number): boolean {
     return this.state.get(start + RECORD.slot) !== this.interpreter.pseudo.stale;
   }
 
   private install(region: Region, slot: number): void {
     const { state } = this;
-    const compiled = { slot, entries: region.entries.map((b) => b.start), instructions: instructionsOf(region), region };
+    const entries = region.entries.map((b) => b.start);
+    const compiled = { slot, entries, standing: entries.length, instructions: instructionsOf(region), region };
     this.live.set(slot, compiled);
     state.bytes[REGION_LIVE + slot] = 1;
     region.entries.forEach(({ start, page }, number) => {
+      this.replace(state.get(start + RECORD.slot));
       state.set(start + RECORD.slot, slot);
       state.bytes[start + ENTRY_NUMBER] = number;
       state.set(start + ENTRY_PAGE, page);
@@ -179,7 +189,8 @@ export class Jit {
     for (const record of entries) {
       if (state.get(record + RECORD.slot) !== slot) continue;
       state.set(record + RECORD.slot, interpreter.pseudo.count);
-      state.set(record + RECORD.countdown, this.hot);
+      // It has been hot before.
+      state.set(record + RECORD.countdown, Math.floor(this.hot / 2));
     }
     interpreter.release(slot);
   }
