@@ -1,6 +1,6 @@
 /** The body of one WebAssembly function, written statement by statement from {@link Expr} trees. */
 import { ByteWriter, I32, I64, V128, type ValType } from "./encoding.ts";
-import { c32, type Expr, Local } from "./expr.ts";
+import { c32, type Expr, emit, Local } from "./expr.ts";
 
 /** A function's place in the module's index space, with its signature. */
 export interface FuncRef {
@@ -73,7 +73,7 @@ export class Func {
   }
 
   set(local: Local, value: Expr): void {
-    value.emit(this.code);
+    emit(value, this.code);
     this.code.u8(0x21);
     this.code.u32(local.index);
   }
@@ -86,8 +86,8 @@ export class Func {
     offset: number,
     value: Expr,
   ): void {
-    address.emit(this.code);
-    value.emit(this.code);
+    emit(address, this.code);
+    emit(value, this.code);
     if (prefix) {
       this.code.u8(prefix);
       this.code.u32(opcode);
@@ -114,9 +114,9 @@ export class Func {
       expected.type === I32 ? { 4: 0x48, 1: 0x4a, 2: 0x4b } : { 8: 0x49, 1: 0x4c, 2: 0x4d, 4: 0x4e };
     const opcode = (sizes as Record<number, number>)[size];
     if (opcode === undefined) throw new Error(`${this.name}: atomic cmpxchg of ${size} bytes`);
-    address.emit(this.code);
-    expected.emit(this.code);
-    replacement.emit(this.code);
+    emit(address, this.code);
+    emit(expected, this.code);
+    emit(replacement, this.code);
     this.code.u8(0xfe);
     this.code.u32(opcode);
     this.code.u32(Math.log2(size));
@@ -139,7 +139,7 @@ export class Func {
       else otherwise?.();
       return;
     }
-    cond.emit(this.code);
+    emit(cond, this.code);
     if (likely !== undefined) this.hints.push({ at: this.code.length, likely });
     this.code.u8(0x04);
     this.code.u8(0x40);
@@ -181,13 +181,13 @@ export class Func {
   }
 
   brIf(label: Label, cond: Expr): void {
-    cond.emit(this.code);
+    emit(cond, this.code);
     this.code.u8(0x0d);
     this.code.u32(this.depth - label.depth);
   }
 
   return(value?: Expr): void {
-    value?.emit(this.code);
+    if (value !== undefined) emit(value, this.code);
     this.code.u8(0x0f);
   }
 
@@ -198,7 +198,7 @@ export class Func {
   /** Calls `target` now; its single result, if it has one, in a local. */
   call(target: FuncRef, ...args: Expr[]): Expr {
     if (args.length !== target.params.length) throw new Error(`${this.name}: argument count of a call`);
-    for (const a of args) a.emit(this.code);
+    for (const a of args) emit(a, this.code);
     this.code.u8(0x10);
     this.code.u32(target.index);
     const result = target.results[0];
@@ -206,14 +206,14 @@ export class Func {
   }
 
   returnCall(target: FuncRef, ...args: Expr[]): void {
-    for (const a of args) a.emit(this.code);
+    for (const a of args) emit(a, this.code);
     this.code.u8(0x12);
     this.code.u32(target.index);
   }
 
   callIndirect(type: number, result: ValType | undefined, slot: Expr, ...args: Expr[]): Expr {
-    for (const a of args) a.emit(this.code);
-    slot.emit(this.code);
+    for (const a of args) emit(a, this.code);
+    emit(slot, this.code);
     this.code.u8(0x11);
     this.code.u32(type);
     this.code.u32(0);
@@ -221,24 +221,24 @@ export class Func {
   }
 
   returnCallIndirect(type: number, slot: Expr, ...args: Expr[]): void {
-    for (const a of args) a.emit(this.code);
-    slot.emit(this.code);
+    for (const a of args) emit(a, this.code);
+    emit(slot, this.code);
     this.code.u8(0x13);
     this.code.u32(type);
     this.code.u32(0);
   }
 
   memoryCopy(dst: Expr, src: Expr, length: Expr): void {
-    dst.emit(this.code);
-    src.emit(this.code);
-    length.emit(this.code);
+    emit(dst, this.code);
+    emit(src, this.code);
+    emit(length, this.code);
     this.code.append(Uint8Array.of(0xfc, 10, 0, 0));
   }
 
   memoryFill(dst: Expr, value: Expr, length: Expr): void {
-    dst.emit(this.code);
-    value.emit(this.code);
-    length.emit(this.code);
+    emit(dst, this.code);
+    emit(value, this.code);
+    emit(length, this.code);
     this.code.append(Uint8Array.of(0xfc, 11, 0));
   }
 
