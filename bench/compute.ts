@@ -7,7 +7,7 @@
 import { chmodSync, copyFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { ensureBusybox } from "../src/image/busybox.ts";
-import { defaultCacheDir } from "../src/image/cache.ts";
+import { defaultCacheDir } from "../src/image/cache-dir.ts";
 import { silentProgress } from "../src/image/progress.ts";
 import { type Engine, engines, MARK } from "./engines.ts";
 import { duration, geometricMean, markdownTable, median } from "./measure.ts";

@@ -7,6 +7,8 @@ export interface GuestFiles {
   kernel: string;
   initrd: string;
   memMib: number;
+  /** Devices, for each engine in its own words. */
+  devices?: { config: object; qemuArgs: readonly string[]; bootArgs: string };
 }
 
 export interface Engine {
@@ -28,6 +30,10 @@ const BOOT_ARGS =
   "mitigations=off cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce " +
   "raid=noautodetect audit=0";
 
+function bootArgs({ devices }: GuestFiles): string {
+  return devices === undefined ? BOOT_ARGS : `${BOOT_ARGS} ${devices.bootArgs}`;
+}
+
 export const sparkler: Engine = {
   name: "Sparkler",
   mayHang: false,
@@ -36,9 +42,10 @@ export const sparkler: Engine = {
     writeFileSync(
       config,
       JSON.stringify({
-        "boot-source": { kernel_image_path: files.kernel, initrd_path: files.initrd, boot_args: BOOT_ARGS },
+        "boot-source": { kernel_image_path: files.kernel, initrd_path: files.initrd, boot_args: bootArgs(files) },
         drives: [],
         "machine-config": { vcpu_count: 1, mem_size_mib: files.memMib },
+        ...files.devices?.config,
       }),
     );
     return [SPARKLER, "--no-api", "--accel", "soft", "--config-file", config];
@@ -56,7 +63,8 @@ export const qemu: Engine = {
     ...[QEMU, "-M", "microvm,acpi=on,isa-serial=on,rtc=off,pit=on,pic=on,pcie=off", "-accel", "tcg"],
     ...["-cpu", "qemu64,+popcnt,+rdrand", "-smp", "1", "-m", String(files.memMib)],
     ...["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"],
-    ...["-kernel", files.kernel, "-initrd", files.initrd, "-append", `${BOOT_ARGS}${tscArgument()}`],
+    ...["-kernel", files.kernel, "-initrd", files.initrd, "-append", `${bootArgs(files)}${tscArgument()}`],
+    ...(files.devices?.qemuArgs ?? []),
   ],
 };
 

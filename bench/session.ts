@@ -3,7 +3,7 @@
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, tmpdir, totalmem } from "node:os";
 import { join } from "node:path";
-import { defaultCacheDir } from "../src/image/cache.ts";
+import { defaultCacheDir } from "../src/image/cache-dir.ts";
 import { CpioWriter } from "../src/image/cpio.ts";
 import { ensureInitramfs } from "../src/image/initramfs.ts";
 import { ensureKernel } from "../src/image/kernel.ts";

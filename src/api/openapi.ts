@@ -85,7 +85,10 @@ function operation(route: Route): OpenApiOperation {
         ? { 204: { description: "Done." } }
         : { 200: { description: route.summary, content: json(route.response) } }),
       400: { description: "Refused; nothing has changed.", content: json(bodies.ErrorBody) },
-      413: { description: "Too large.", content: json(bodies.ErrorBody) },
+      // Too large a body is no matter of the endpoint: it never gets there.
+      ...(route.path === "/mmds" && route.body !== undefined
+        ? { 413: { description: "Larger than the metadata may be.", content: json(bodies.ErrorBody) } }
+        : {}),
     },
   };
 }

@@ -4,12 +4,11 @@ import { MmdsError } from "../mmds/store.ts";
 import { loggerSettings } from "../vmm/config.ts";
 import { ConfigError } from "../vmm/config-error.ts";
 import * as resources from "../vmm/schema/resources.ts";
-import { ApiError, isRefusal, notSupported, wrongMoment } from "./errors.ts";
+import { ApiError, isRefusal, wrongMoment } from "./errors.ts";
 import { type Api, type Route, route } from "./route.ts";
 import * as schemas from "./schemas.ts";
 
 const NO_SNAPSHOT = "snapshots cannot be made or loaded yet.";
-const NO_BALLOON = "there is no balloon device yet.";
 const NO_PMEM = "there is no pmem device yet.";
 const NO_HOTPLUG = "devices cannot be added or removed while the guest runs.";
 const NO_MEMORY_HOTPLUG = "memory cannot be added while the guest runs.";
@@ -294,6 +293,8 @@ const deviceRoutes: Route[] = [
   }),
 ];
 
+const BALLOON_FAILURE = "Balloon config error";
+
 const balloonRoutes: Route[] = [
   route({
     method: "GET",
@@ -302,7 +303,8 @@ const balloonRoutes: Route[] = [
     summary: "The balloon's configuration.",
     when: "both",
     response: resources.Balloon,
-    lacks: NO_BALLOON,
+    failure: BALLOON_FAILURE,
+    run: ({ instance }) => instance.resources.balloon,
   }),
   route({
     method: "PUT",
@@ -311,7 +313,8 @@ const balloonRoutes: Route[] = [
     summary: "A device that takes memory from the guest.",
     when: "pre",
     body: resources.Balloon,
-    lacks: NO_BALLOON,
+    failure: BALLOON_FAILURE,
+    run: ({ instance }, body) => instance.resources.setBalloon(body),
   }),
   route({
     method: "PATCH",
@@ -320,7 +323,8 @@ const balloonRoutes: Route[] = [
     summary: "Changes how much memory the balloon takes.",
     when: "post",
     body: schemas.BalloonUpdate,
-    lacks: NO_BALLOON,
+    failure: BALLOON_FAILURE,
+    run: async ({ instance }, { amount_mib }) => (await instance.balloon()).setAmount(amount_mib),
   }),
   route({
     method: "GET",
@@ -328,7 +332,9 @@ const balloonRoutes: Route[] = [
     operationId: "describeBalloonStats",
     summary: "The guest's memory statistics.",
     when: "post",
-    lacks: NO_BALLOON,
+    response: schemas.BalloonStats,
+    failure: BALLOON_FAILURE,
+    run: async ({ instance }) => (await instance.balloon()).statistics(),
   }),
   route({
     method: "PATCH",
@@ -337,7 +343,9 @@ const balloonRoutes: Route[] = [
     summary: "Changes how often the guest reports memory statistics.",
     when: "post",
     body: schemas.BalloonStatsUpdate,
-    lacks: NO_BALLOON,
+    failure: BALLOON_FAILURE,
+    run: async ({ instance }, { stats_polling_interval_s }) =>
+      (await instance.balloon()).setStatsInterval(stats_polling_interval_s),
   }),
   route({
     method: "PATCH",
@@ -347,7 +355,9 @@ const balloonRoutes: Route[] = [
     when: "post",
     body: schemas.BalloonStartCmd,
     bodyOptional: true,
-    lacks: NO_BALLOON,
+    failure: BALLOON_FAILURE,
+    run: async ({ instance }, { acknowledge_on_stop }) =>
+      (await instance.balloon()).startHinting(acknowledge_on_stop ?? true),
   }),
   route({
     method: "PATCH",
@@ -356,7 +366,8 @@ const balloonRoutes: Route[] = [
     summary: "Ends a run of hinting.",
     when: "post",
     bodyOptional: true,
-    lacks: NO_BALLOON,
+    failure: BALLOON_FAILURE,
+    run: async ({ instance }) => (await instance.balloon()).stopHinting(),
   }),
   route({
     method: "GET",
@@ -364,7 +375,9 @@ const balloonRoutes: Route[] = [
     operationId: "describeBalloonHinting",
     summary: "How far hinting is.",
     when: "post",
-    lacks: NO_BALLOON,
+    response: schemas.BalloonHintingStatus,
+    failure: BALLOON_FAILURE,
+    run: async ({ instance }) => (await instance.balloon()).hintingStatus(),
   }),
   route({
     method: "PUT",
@@ -402,14 +415,13 @@ const mmdsRoutes: Route[] = [
     path: "/mmds/config",
     operationId: "putMmdsConfig",
     summary: "How the guest reaches the metadata service.",
-    remark: "Checked and then refused: guests cannot reach the metadata yet.",
     when: "pre",
     body: resources.MmdsConfig,
     metric: "mmds",
     failure: "MMDS config error",
     deprecated: ({ version }) =>
       version === "V2" ? undefined : "PUT /mmds/config: V1 is deprecated. Use V2 instead.",
-    run: ({ instance }, body) => configureMmds(instance.resources.networkIds, body),
+    run: ({ instance }, body) => instance.resources.setMmds(body),
   }),
   route({
     method: "GET",
@@ -429,7 +441,7 @@ const mmdsRoutes: Route[] = [
     when: "both",
     body: schemas.MmdsContentsObject,
     metric: "mmds",
-    run: ({ mmds }, body) => changeMmds(() => mmds.put(body)),
+    run: (api, body) => changeMmds(api, () => api.mmds.put(body)),
   }),
   route({
     method: "PATCH",
@@ -439,7 +451,7 @@ const mmdsRoutes: Route[] = [
     when: "both",
     body: schemas.MmdsContentsObject,
     metric: "mmds",
-    run: ({ mmds }, body) => changeMmds(() => mmds.patch(body)),
+    run: (api, body) => changeMmds(api, () => api.mmds.patch(body)),
   }),
 ];
 
@@ -518,19 +530,7 @@ function templateWarning(method: string, template: string | undefined): string |
   return template === undefined ? undefined : `${method} /machine-config: cpu_template field is deprecated.`;
 }
 
-function configureMmds(existing: readonly string[], { network_interfaces }: resources.MmdsConfig): never {
-  if (network_interfaces.length === 0) {
-    throw new ConfigError("The list of network interface IDs that allow forwarding MMDS requests is empty.");
-  }
-  if (!network_interfaces.every((id) => existing.includes(id))) {
-    throw new ConfigError(
-      "The list of network interface IDs provided contains at least one ID that does not correspond to any existing network interface.",
-    );
-  }
-  throw notSupported("guests cannot reach the metadata yet.");
-}
-
-function changeMmds(change: () => void): void {
+async function changeMmds({ instance }: Api, change: () => void): Promise<void> {
   try {
     change();
   } catch (error) {
@@ -538,6 +538,7 @@ function changeMmds(change: () => void): void {
     if (error.kind === "too-large") throw new ApiError(`MMDS limit exceeded error: ${error.message}`, 413);
     throw new ApiError(`MMDS error: ${error.message}`);
   }
+  await instance.metadataChanged();
 }
 
 function memoryBackend(body: schemas.SnapshotLoadParams): string | undefined {

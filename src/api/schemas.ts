@@ -31,7 +31,59 @@ export const BalloonUpdate = object({ amount_mib: integer(0, U32) }, {});
 
 export const BalloonStatsUpdate = object({ stats_polling_interval_s: integer(0, 65535) }, {});
 
-export const BalloonStartCmd = object({}, { acknowledge_on_stop: flag({ default: true }) });
+export const BalloonStartCmd = object(
+  {},
+  {
+    acknowledge_on_stop: flag({
+      default: true,
+      description:
+        "The run is over, and the guest may use its free memory again, once it has named all of it.",
+    }),
+  },
+);
+
+/** An integer that the guest gave, with all of 64 bits. */
+const told = (description: string) => integer(0, 2 ** 64, { description });
+
+export const BalloonStats = object(
+  {
+    target_pages: integer(0, U32, { description: "Pages of 4 KiB that the balloon is to hold." }),
+    actual_pages: integer(0, U32, { description: "Pages of 4 KiB that it holds." }),
+    target_mib: integer(0, U32),
+    actual_mib: integer(0, U32),
+  },
+  {
+    swap_in: told("Memory swapped in, in bytes."),
+    swap_out: told("Memory swapped out, in bytes."),
+    major_faults: told("Page faults that needed a disk."),
+    minor_faults: told("Other page faults."),
+    free_memory: told("Memory not used for anything, in bytes."),
+    total_memory: told("All memory, in bytes."),
+    available_memory: told("Estimate of what new programs can have without swapping, in bytes."),
+    disk_caches: told("Memory that can be had by dropping cached files, in bytes."),
+    hugetlb_allocations: told("Huge pages that were allocated."),
+    hugetlb_failures: told("Huge pages that could not be."),
+    oom_kill: told("Programs killed for lack of memory."),
+    alloc_stall: told("Allocations that had to wait for memory."),
+    async_scan: told("Pages looked at in the background for what can be freed."),
+    direct_scan: told("Pages looked at while an allocation waited."),
+    async_reclaim: told("Pages freed in the background."),
+    direct_reclaim: told("Pages freed while an allocation waited."),
+  },
+);
+
+export const BalloonHintingStatus = object(
+  {
+    host_cmd: integer(0, U32, {
+      description: "Last command of the host: 0 none, 1 done, or the number of a run.",
+    }),
+  },
+  {
+    guest_cmd: integer(0, U32, {
+      description: "Last command of the guest: 0 through, or the number of a run.",
+    }),
+  },
+);
 
 export const MemoryHotplugSizeUpdate = object(
   { requested_size_mib: integer(0, Number.MAX_SAFE_INTEGER) },

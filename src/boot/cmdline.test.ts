@@ -1,6 +1,12 @@
 import { expect, test } from "bun:test";
 import { BootError } from "./boot-error.ts";
-import { buildCommandLine, CommandLine, DEFAULT_BOOT_ARGS, encodeCommandLine } from "./cmdline.ts";
+import {
+  buildCommandLine,
+  CommandLine,
+  DEFAULT_BOOT_ARGS,
+  encodeCommandLine,
+  withoutIoApic,
+} from "./cmdline.ts";
 
 test("the default line, root and devices", () => {
   expect(
@@ -52,4 +58,14 @@ test("one argument at a time", () => {
   expect(() => line.addRoot({ device: "/dev/vda init=/bin/sh", readOnly: true })).toThrow(BootError);
   expect(() => line.add("x".repeat(2046))).toThrow("too long");
   expect(line.toString()).toBe("a");
+});
+
+test("arguments that do without the I/O APIC are recognised, as words for the kernel", () => {
+  for (const word of ["noapic", "nolapic", "disableapic", "nosmp", "maxcpus=0", "acpi=noirq"]) {
+    expect(withoutIoApic(`ro console=ttyS0 ${word} reboot=k`)).toBe(true);
+    expect(withoutIoApic(word)).toBe(true);
+  }
+  for (const line of ["", DEFAULT_BOOT_ARGS, "noapictimer", "maxcpus=01", "quiet -- noapic", "x=noapic"]) {
+    expect(withoutIoApic(line)).toBe(false);
+  }
 });

@@ -11,6 +11,16 @@ export const DEFAULT_BOOT_ARGS =
 /** Ends the kernel's own arguments; what follows goes to init (kernel-parameters.rst). */
 const INIT_ARGS_SEPARATOR = "--";
 
+/** Arguments with which Linux leaves the I/O APIC alone and has its interrupts from the PIC (kernel-parameters.rst). */
+const WITHOUT_IO_APIC: ReadonlySet<string> = new Set([
+  "noapic",
+  "nolapic",
+  "disableapic",
+  "nosmp",
+  "maxcpus=0",
+  "acpi=noirq",
+]);
+
 const KIB = 1024;
 const PRINTABLE_ASCII = /^[ -~]*$/;
 
@@ -99,6 +109,13 @@ export function buildCommandLine(options: CommandLineOptions): string {
   if (options.root !== undefined) line.addRoot(options.root);
   for (const range of options.virtioDevices ?? []) line.addVirtioDevice(range);
   return line.toString();
+}
+
+/** True if the kernel is told to do without the I/O APIC. */
+export function withoutIoApic(line: string): boolean {
+  const words = line.split(" ");
+  const separator = words.indexOf(INIT_ARGS_SEPARATOR);
+  return words.some((word, i) => (separator < 0 || i < separator) && WITHOUT_IO_APIC.has(word));
 }
 
 /**

@@ -58,6 +58,13 @@ export const SERIAL_GSI = 4;
 export const I8042_DATA_PORT = 0x60;
 export const I8042_COMMAND_PORT = 0x64;
 export const I8042_GSI = 1;
+/** PM1 event and control block, and the SCI: used when ACPI is not hardware-reduced. */
+export const PM1_EVENT_PORT = 0x600;
+export const PM1_EVENT_SIZE = 4;
+export const PM1_CONTROL_PORT = PM1_EVENT_PORT + PM1_EVENT_SIZE;
+export const PM1_CONTROL_SIZE = 2;
+/** No device has this one: 5 and up are the virtio devices', 4 the serial port's. */
+export const SCI_GSI = 3;
 
 /** Page size of the guest. */
 export const PAGE_SIZE = 0x1000;

@@ -44,6 +44,17 @@ test("a vmlinux by the Linux 64-bit protocol", () => {
   expect(memory.readU64(0x9000)).toBe(0xa003n);
 });
 
+test("ACPI is hardware-reduced, unless the kernel is told to do without the I/O APIC", () => {
+  const reduced = (cmdline: string) => {
+    const { memory } = load(ELF, { cmdline });
+    const xsdt = Number(memory.readU64(0xe_0000 + 24));
+    const fadt = Number(memory.readU64(xsdt + 36));
+    expect(memory.slice(fadt, 4)).toEqual(new TextEncoder().encode("FACP"));
+    return (memory.readU32(fadt + 112) & (1 << 20)) !== 0;
+  };
+  expect([reduced("console=ttyS0"), reduced("ro console=ttyS0 noapic reboot=k")]).toEqual([true, false]);
+});
+
 test("a bzImage keeps its setup header in the zero page", () => {
   const { memory, state } = load(makeBzImage(), { initrd: bufferSource(filled(100, 4)) });
   expect(state.entry).toBe(0x10_0200);

@@ -6,7 +6,7 @@ import { writeAcpiTables } from "./acpi/tables.ts";
 import { BootError, hex } from "./boot-error.ts";
 import { type ByteSource, readExact } from "./byte-source.ts";
 import { isBzImage, loadBzImage, SETUP_HEADER_LIMIT } from "./bzimage.ts";
-import { encodeCommandLine } from "./cmdline.ts";
+import { encodeCommandLine, withoutIoApic } from "./cmdline.ts";
 import { ELF_MAGIC, loadElf } from "./elf.ts";
 import { type LoadedInitrd, loadInitrd } from "./initrd.ts";
 import { type BootProtocol, kernelError, type LoadedKernel } from "./kernel-image.ts";
@@ -67,7 +67,11 @@ export function loadKernel(memory: GuestMemory, source: ByteSource, options: Boo
 
   const area = new TableArea(memory);
   writeMpTable(area, vcpus);
-  if (rsdp !== 0) writeAcpiTables(memory, area, { rsdp, vcpus, virtioDevices });
+  if (rsdp !== 0) {
+    // A hardware-reduced machine has no PIC, so a kernel that shall not use the I/O APIC would have no interrupts.
+    const hardwareReduced = !withoutIoApic(options.cmdline);
+    writeAcpiTables(memory, area, { rsdp, vcpus, virtioDevices, hardwareReduced });
+  }
 
   if (kernel.protocol === "pvh") {
     writePvhInfo(memory, { cmdline: CMDLINE_START, initrd, rsdp });

@@ -89,7 +89,7 @@ function mpConfigurationTable(vcpus: number): Uint8Array {
     ...u32(APIC_ADDR),
     ...u32(0),
   ];
-  const table = Uint8Array.from([...header, ...entries.flat()]);
+  const table = new Uint8Array([...header, ...entries.flat()]);
   new DataView(table.buffer).setUint16(HEADER_LENGTH, table.length, true);
   table[CHECKSUM_HEADER] = checksum(table);
   return table;

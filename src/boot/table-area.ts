@@ -10,7 +10,7 @@ const TABLE_ALIGNMENT = 16;
 /** Sums all bytes; a table is valid when the low 8 bits are 0. Returns the byte that makes it so. */
 export function checksum(bytes: Uint8Array): number {
   let sum = 0;
-  for (const byte of bytes) sum += byte;
+  for (let i = 0; i < bytes.length; i++) sum += bytes[i]!;
   return -sum & 0xff;
 }
 

@@ -1,12 +1,6 @@
 import { expect, test } from "bun:test";
-import {
-  cgroupProblem,
-  formatFindings,
-  ioUringProblem,
-  programProblem,
-  tapProblem,
-  userfaultfdProblem,
-} from "./doctor.ts";
+import { ioUringProblem } from "../platform/host-probe.ts";
+import { cgroupProblem, formatFindings, programProblem, tapProblem, userfaultfdProblem } from "./doctor.ts";
 
 const NET_ADMIN = 1n << 12n;
 

@@ -1,7 +1,7 @@
 /** `sparkler doctor`: what this host can do for microVMs, and what to do about what it cannot. */
 
 import { accessSync, constants, existsSync, readFileSync } from "node:fs";
-import { ioUringRefusal, userfaultfdRefusal } from "../platform/host-probe.ts";
+import { ioUringProblem, ioUringRefusal, userfaultfdRefusal } from "../platform/host-probe.ts";
 import { kvmProblem } from "../vmm/accel.ts";
 import { EXIT_OK } from "./exit.ts";
 
@@ -88,12 +88,6 @@ export function userfaultfdProblem(device: string | undefined, call: string | un
   if (device === undefined || call === undefined) return undefined;
   if (call === "ENOSYS") return "The host's kernel has no userfaultfd: use one with CONFIG_USERFAULTFD.";
   return `userfaultfd is refused (${call}): allow ${UFFD_PATH} to this user, or set vm.unprivileged_userfaultfd=1.`;
-}
-
-export function ioUringProblem(refusal: string | undefined): string | undefined {
-  if (refusal === undefined) return undefined;
-  if (refusal === "ENOSYS") return "The host's kernel has no io_uring: use 5.10.51 or newer.";
-  return `io_uring is refused (${refusal}): set kernel.io_uring_disabled=0, or allow it in the container's seccomp filter.`;
 }
 
 /** `write`: errno name of writing to the root of the hierarchy. */

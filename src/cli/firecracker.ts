@@ -1,24 +1,35 @@
 /** Firecracker's command line: a microVM from an API socket, a configuration file, or both. */
 
-import { readFileSync } from "node:fs";
 import type { HttpServer } from "../api/http/server.ts";
-import { MmdsError, MmdsStore } from "../mmds/store.ts";
+import { MmdsStore } from "../mmds/store.ts";
 import { type LogSettings, LogTarget } from "../observe/log-target.ts";
 import { LOG_LEVELS, type Logger, parseLogLevel } from "../observe/logger.ts";
 import { Metrics } from "../observe/metrics.ts";
 import { monotonicMicros } from "../platform/clock.ts";
 import { SystemError } from "../platform/errno.ts";
-import { closeFile, openFile } from "../platform/files.ts";
 import { type Accelerator, chooseAccelerator, describeChoice } from "../vmm/accel.ts";
 import { loggerSettings, parseConfig } from "../vmm/config.ts";
 import { ConfigError } from "../vmm/config-error.ts";
 import { Instance } from "../vmm/instance.ts";
 import type { MicrovmEnd } from "../vmm/microvm.ts";
-import { parseJson } from "../vmm/schema/validate.ts";
+import type { SpareVcpu } from "../vmm/spare-vcpu.ts";
 import { EXIT_ERROR, EXIT_OK, exitForSignal, UsageError } from "./exit.ts";
 import { DEFAULT_API_SOCKET, DEFAULT_MAX_PAYLOAD } from "./flags.ts";
 import { stopOnSignal } from "./signals.ts";
+import { readText } from "./text-file.ts";
 import { VERSION } from "./version.ts";
+
+/** For callers within the program. */
+export interface CommandOverrides {
+  /** A CPU backend by its module, see `loadBackend`. */
+  readonly backend?: string;
+  /** As in `InstanceOptions`. */
+  readonly metricsPeriod?: number;
+  /** The process ends with the command, and nothing else goes on in it. */
+  readonly ownProcess?: boolean;
+  /** Thread for the first vCPU. */
+  readonly vcpuThread?: SpareVcpu | undefined;
+}
 
 /** As the command line gives them. */
 export interface FirecrackerFlags {
@@ -43,12 +54,12 @@ export interface FirecrackerFlags {
 
 /**
  * Serves the API, or runs the machine of the configuration file, until the guest ends or a signal comes. Returns
- * the exit code. `overrides.backend`: a CPU backend by its module, see `loadBackend`.
+ * the exit code.
  */
 export async function firecrackerCommand(
   flags: FirecrackerFlags,
   refused: readonly string[],
-  overrides: { backend?: string } = {},
+  overrides: CommandOverrides = {},
 ): Promise<number> {
   if (refused.length > 0) throw new UsageError(`${refused.join(", ")}: not supported yet. Leave it out.`);
   checkId(flags.id);
@@ -74,16 +85,23 @@ export async function firecrackerCommand(
   try {
     const accel = await chooseAccelerator(flags.accel);
     log.logger.info(describeChoice(accel));
+    if (accel.warning !== undefined) log.logger.warn(accel.warning);
     const backend = overrides.backend ?? accel.backend;
+    overrides.vcpuThread?.load(backend);
     const instance = new Instance({
       id: flags.id,
       backend,
       bootTimer: flags.bootTimer ?? false,
       log,
       metrics,
+      metricsPeriod: overrides.metricsPeriod,
+      mmds,
+      devicesHere: overrides.ownProcess === true && !flags.api,
+      endsProcess: overrides.ownProcess,
+      vcpuThread: overrides.vcpuThread,
     });
     configured = instance;
-    if (flags.metadata !== undefined) putMetadata(mmds, flags.metadata);
+    if (flags.metadata !== undefined) (await import("./metadata.ts")).putMetadata(mmds, flags.metadata);
     const signalled = Promise.withResolvers<void>();
     const signal = stopOnSignal(() => {
       if (instance.state === "Not started") signalled.resolve();
@@ -190,27 +208,5 @@ function openMetrics(metrics: Metrics, path: string): void {
   } catch (error) {
     if (!(error instanceof SystemError || error instanceof RangeError)) throw error;
     throw new ConfigError(`Failed to open the metrics file ${path}: ${error.message}`);
-  }
-}
-
-function putMetadata(mmds: MmdsStore, path: string): void {
-  const text = readText("Unable to open or read from the mmds content file", path);
-  try {
-    mmds.put(parseJson(text));
-  } catch (error) {
-    if (!(error instanceof SyntaxError || error instanceof MmdsError)) throw error;
-    throw new ConfigError(`MMDS error: ${path}: ${error.message}`);
-  }
-}
-
-function readText(sentence: string, path: string): string {
-  let fd: number | undefined;
-  try {
-    fd = openFile(path);
-    return readFileSync(fd, "utf8");
-  } catch (error) {
-    throw new ConfigError(`${sentence}: ${path}: ${error instanceof Error ? error.message : String(error)}`);
-  } finally {
-    if (fd !== undefined) closeFile(fd);
   }
 }

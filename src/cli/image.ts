@@ -1,7 +1,8 @@
 /** `sparkler image`: kernels, initramfs and root file systems. Each prints the path of what it made. */
 
 import { copyFileSync } from "node:fs";
-import { defaultCacheDir, type ImageOptions } from "../image/cache.ts";
+import type { ImageOptions } from "../image/cache.ts";
+import { defaultCacheDir } from "../image/cache-dir.ts";
 import { ensureInitramfs } from "../image/initramfs.ts";
 import { ensureKernel } from "../image/kernel.ts";
 import { terminalProgress } from "../image/progress.ts";

@@ -16,7 +16,7 @@ export interface RunNetwork {
   close(): void;
 }
 
-const IFACE_ID = "eth0";
+export const IFACE_ID = "eth0";
 const TAP_PREFIX = "tap:";
 const MAX_PORT = 65535;
 

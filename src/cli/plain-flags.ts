@@ -4,8 +4,7 @@
  */
 
 import { ACCELERATORS, type Accelerator } from "../vmm/accel.ts";
-import { explain } from "./exit.ts";
-import { type FirecrackerFlags, firecrackerCommand } from "./firecracker.ts";
+import type { FirecrackerFlags } from "./firecracker.ts";
 import { FIRECRACKER_FLAGS } from "./flags.ts";
 
 const ACCEL = "--accel";
@@ -32,17 +31,6 @@ export function plainFlags(argv: readonly string[]): FirecrackerFlags | undefine
     values[attribute(argument.slice("--".length))] = value;
   }
   return isComplete(values) ? values : undefined;
-}
-
-/** Runs the command and returns the exit code. Errors are told on stderr. */
-export async function runPlain(flags: FirecrackerFlags): Promise<number> {
-  try {
-    return await firecrackerCommand(flags, []);
-  } catch (error) {
-    const { message, code } = explain(error);
-    process.stderr.write(`Error: ${message}\n`);
-    return code;
-  }
 }
 
 /** `api-sock` as the library names it: `apiSock`. */

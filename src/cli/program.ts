@@ -43,6 +43,7 @@ function addRun(program: Command, done: (code: number) => void): void {
     )
     .option("--add <host:guest>", "copy a file or directory into the guest; may be given again", collect, [])
     .option("--net <how>", "network: user (through passt, without privileges) or tap:NAME")
+    .option("--metadata <file>", "JSON that the guest gets at 169.254.169.254, with a token (MMDS V2)")
     .option(
       "-p, --publish <host:guest>",
       "let programs of the host reach a TCP port of the guest ([ADDRESS:]HOST:GUEST[/udp]); may be given again",

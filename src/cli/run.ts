@@ -4,9 +4,10 @@ import { mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { BootError } from "../boot/boot-error.ts";
-import { defaultCacheDir } from "../image/cache.ts";
+import { defaultCacheDir } from "../image/cache-dir.ts";
 import { silentProgress, terminalProgress } from "../image/progress.ts";
 import { type AddedPath, runArchive } from "../image/run-archive.ts";
+import type { MmdsConfig } from "../mmds/mmds.ts";
 import { closeFile } from "../platform/files.ts";
 import { isTerminal } from "../platform/tty.ts";
 import { type Accelerator, checkLimits, chooseAccelerator, describeChoice } from "../vmm/accel.ts";
@@ -31,6 +32,7 @@ export interface RunFlags {
   add: string[];
   net?: string;
   publish?: string[];
+  metadata?: string;
   env: string[];
   workdir?: string;
   bootArgs?: string;
@@ -66,6 +68,7 @@ export async function runCommand(
   const timings = new Timings();
   const accel = await chooseAccelerator(flags.accel);
   checkLimits(accel.backend, flags.vcpus, flags.mem);
+  if (accel.warning !== undefined) process.stderr.write(`Warning: ${accel.warning}\n`);
   const archive = runArchive({
     argv,
     add: flags.add.map(parseAdd),
@@ -73,9 +76,15 @@ export async function runCommand(
     ...(flags.workdir === undefined ? {} : { cwd: flags.workdir }),
   });
   let network: RunNetwork | undefined;
+  let mmds: MmdsConfig | undefined;
   if (flags.net !== undefined || (flags.publish ?? []).length > 0) {
-    const { runNetwork } = await import("./network.ts");
+    const { IFACE_ID, runNetwork } = await import("./network.ts");
+    if (flags.metadata !== undefined) {
+      mmds = (await import("./metadata.ts")).runMetadata(flags.metadata, IFACE_ID);
+    }
     network = runNetwork(flags.net, flags.publish ?? []);
+  } else if (flags.metadata !== undefined) {
+    throw new UsageError("--metadata needs --net: the guest gets it through its network.");
   }
   const boot = await bootFiles(flags);
   timings.mark("kernel and initramfs found");
@@ -100,6 +109,7 @@ export async function runCommand(
     drives: root === undefined ? [] : [root.drive],
     entropy: true,
     networks: network === undefined ? [] : [network.net],
+    mmds,
     serial: { outputFd: flags.console ? STDERR : undefined, keepTail: true },
     program: { stdinFd: STDIN, stdoutFd: STDOUT, stderrFd: STDERR },
     bootTimer: false,

@@ -1,6 +1,6 @@
 /** `npm start`: fetches what a microVM needs, boots one and lets it say what machine it believes to be on. */
 
-import { defaultCacheDir } from "../image/cache.ts";
+import { defaultCacheDir } from "../image/cache-dir.ts";
 import { DEMO_PROGRAM, ensureInitramfs } from "../image/initramfs.ts";
 import { ensureKernel } from "../image/kernel.ts";
 import { terminalProgress } from "../image/progress.ts";

@@ -11,7 +11,8 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { cachedDirectory, cachedFile, defaultCacheDir } from "./cache.ts";
+import { cachedDirectory, cachedFile } from "./cache.ts";
+import { defaultCacheDir } from "./cache-dir.ts";
 import { ImageError } from "./errors.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "sparkler-cache-"));

@@ -1,7 +1,6 @@
 /** The cache directory: every entry is made under a temporary name and appears whole, or not at all. */
 
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
-import { homedir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { ImageError } from "./errors.ts";
 import type { Progress } from "./progress.ts";
@@ -16,13 +15,6 @@ export interface ImageOptions {
 /** Temporary entries of a run that was killed are removed after this time, ms. */
 const STALE_AFTER = 24 * 3600 * 1000;
 const TEMPORARY_PREFIX = ".new-";
-
-/** `$XDG_CACHE_HOME/sparkler`, or `~/.cache/sparkler` (XDG Base Directory Specification). */
-export function defaultCacheDir(env: Readonly<Record<string, string | undefined>> = process.env): string {
-  const base = env.XDG_CACHE_HOME;
-  // The specification has relative paths ignored.
-  return join(base?.startsWith("/") ? base : join(env.HOME ?? homedir(), ".cache"), "sparkler");
-}
 
 /** Removes what killed runs left in `parent`. */
 function removeStale(parent: string): void {

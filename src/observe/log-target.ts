@@ -18,16 +18,24 @@ export class LogTarget {
   private current: LoggerOptions;
   private main: Logger;
   private openedFd: number | undefined;
+  private readonly lostLines: Int32Array;
 
   /** Logs to stderr until told otherwise. `id` is the microVM's. */
   constructor(id: string) {
-    this.current = { id, fd: STDERR, level: "Info", showLevel: false, showOrigin: false };
+    const lost = new SharedArrayBuffer(4);
+    this.lostLines = new Int32Array(lost);
+    this.current = { id, fd: STDERR, level: "Info", showLevel: false, showOrigin: false, lost };
     this.main = new Logger(this.current, "main");
   }
 
   /** For other threads, which keep what they were given. */
   get options(): LoggerOptions {
     return this.current;
+  }
+
+  /** Lines of all threads that could not be written. */
+  get lost(): number {
+    return Atomics.load(this.lostLines, 0);
   }
 
   get logger(): Logger {

@@ -2,7 +2,7 @@ import { afterAll, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { closeFile } from "../platform/files.ts";
+import { closeFile, openFile, readSome } from "../platform/files.ts";
 import { callerOrigin, Logger, openLog, parseLogLevel } from "./logger.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "sparkler-log-"));
@@ -45,6 +45,34 @@ test.each(["UTC", "America/New_York", "Asia/Kolkata"])(
     expect(stdout.toString()).toBe("2026-07-02T03:04:05.006500000\n");
   },
 );
+
+test("a FIFO that nobody reads takes what fits, in whole lines, and the rest is counted for all threads", () => {
+  const path = join(dir, "fifo");
+  Bun.spawnSync(["mkfifo", path]);
+  const fd = openLog(path);
+  const lost = new SharedArrayBuffer(4);
+  const options = { id: "a", fd, level: "Info", showLevel: false, showOrigin: false, lost } as const;
+  const loggers = [new Logger(options, "main"), new Logger(options, "vmm")];
+  const lines = 4000;
+  for (let i = 0; i < lines; i++) loggers[i % 2]!.info(`line ${i} ${"x".repeat(i % 100)}`);
+  const missed = new Int32Array(lost)[0]!;
+  expect(missed).toBeGreaterThan(1000);
+  const reader = openFile(path, { nonblock: true });
+  const buffer = new Uint8Array(1 << 20);
+  let text = "";
+  const decoder = new TextDecoder();
+  for (let n = readSome(reader, buffer); n !== undefined && n > 0; n = readSome(reader, buffer)) {
+    text += decoder.decode(buffer.subarray(0, n));
+  }
+  const found = text.split("\n").slice(0, -1);
+  expect(found.length).toBe(lines - missed);
+  for (const line of found) expect(line).toMatch(/^\S+ \[a:(main|vmm)\] line \d+ x*$/);
+  // With room again it goes on.
+  loggers[0]!.info("after");
+  expect(new Int32Array(lost)[0]).toBe(missed);
+  closeFile(fd);
+  closeFile(reader);
+});
 
 test("level names in any case", () => {
   expect(parseLogLevel("WARNING")).toBe("Warn");

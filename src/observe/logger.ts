@@ -23,6 +23,8 @@ export interface LoggerOptions {
   showLevel: boolean;
   /** File and line of the log call. */
   showOrigin: boolean;
+  /** i32: counts lines that could not be written, for all threads. */
+  lost?: SharedArrayBuffer | undefined;
 }
 
 /** Level named `text` in any case (`warning` is `Warn`), or undefined. */
@@ -59,6 +61,7 @@ export function callerOrigin(stack: string): string {
 
 export class Logger {
   private readonly threshold: number;
+  private readonly lost: Int32Array | undefined;
 
   constructor(
     private readonly options: LoggerOptions,
@@ -66,6 +69,7 @@ export class Logger {
     private readonly thread: string,
   ) {
     this.threshold = LOG_LEVELS.indexOf(options.level);
+    if (options.lost !== undefined) this.lost = new Int32Array(options.lost);
   }
 
   error(message: string): void {
@@ -94,9 +98,11 @@ export class Logger {
     const line = new TextEncoder().encode(`${formatTimestamp(now)} [${tag}] ${message}\n`);
     try {
       // A pipe may be blocking (stderr of a parent that does not read): asked first, so as not to hang in it.
-      if (fileStatus(fd).kind === "file" || waitWritable(fd, 0)) writeSome(fd, line);
+      const room = fileStatus(fd).kind === "file" || waitWritable(fd, 0);
+      if (room && writeSome(fd, line) === line.length) return;
     } catch {
       // The reader is gone. There is no better place left to say so.
     }
+    if (this.lost !== undefined) Atomics.add(this.lost, 0, 1);
   }
 }

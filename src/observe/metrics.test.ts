@@ -17,6 +17,7 @@ const block = {
   invalidRequests: 0,
   executeFails: 0,
   queueEvents: 0,
+  engineThrottled: 0,
   throttled: 0,
 };
 
@@ -52,6 +53,34 @@ const vsock = {
   txFlushFails: 0,
 };
 
+const mmds = {
+  rxAccepted: 0,
+  rxAcceptedErr: 0,
+  rxAcceptedUnusual: 0,
+  rxCount: 0,
+  rxInvalidToken: 0,
+  rxNoToken: 0,
+  txCount: 0,
+  txBytes: 0,
+  txFrames: 0,
+  connectionsCreated: 0,
+  connectionsDestroyed: 0,
+};
+
+const balloon = {
+  inflateCount: 0,
+  deflateCount: 0,
+  statsUpdates: 0,
+  statsFails: 0,
+  eventFails: 0,
+  reportCount: 0,
+  reportFreed: 0,
+  reportFails: 0,
+  hintCount: 0,
+  hintFreed: 0,
+  hintFails: 0,
+};
+
 test("a line of JSON: counters since the last line, gauges as they are", () => {
   const path = join(dir, "metrics");
   const metrics = new Metrics();
@@ -64,7 +93,9 @@ test("a line of JSON: counters since the last line, gauges as they are", () => {
     nets: { eth0: { ...net, rxPackets: 3 }, eth1: { ...net, rxPackets: 4, txThrottled: 1 } },
     vsock: { ...vsock, connectionsAdded: 9 },
     entropy: { bytes: 64, requests: 1, fails: 0, throttled: 2 },
-    uart: { sent: 10, received: 2, lost: 0 },
+    mmds: { ...mmds, rxNoToken: 5 },
+    balloon: { ...balloon, inflateCount: 3, reportFreed: 4096 },
+    uart: { sent: 10, received: 2, lost: 0, dropped: 5 },
   });
   metrics.setDevices(devices(512));
   expect(metrics.flush()).toBe(true);
@@ -84,8 +115,10 @@ test("a line of JSON: counters since the last line, gauges as they are", () => {
     net_eth0: { rx_packets_count: 3, tx_bytes_count: 0 },
     net: { rx_packets_count: 7, tx_rate_limiter_throttled: 1 },
     vsock: { conns_added: 9, conns_killed: 0 },
+    mmds: { rx_no_token: 5, tx_frames: 0 },
+    balloon: { inflate_count: 3, free_page_report_freed: 4096, free_page_hint_fails: 0, deflate_count: 0 },
     entropy: { entropy_bytes: 64, entropy_rate_limiter_throttled: 2 },
-    uart: { write_count: 10, read_count: 2, missed_write_count: 0 },
+    uart: { write_count: 10, read_count: 2, missed_write_count: 0, rate_limiter_dropped_bytes: 5 },
   });
   expect(second).toMatchObject({
     put_api_requests: { drive_count: 0 },

@@ -15,7 +15,7 @@ const COUNTERS = {
     ["mmds", "network", "pmem", "serial", "vsock"],
   ),
   patch_api_requests: counted(["drive", "hotplug_memory", "machine_cfg", "mmds", "network"]),
-  logger: ["metrics_fails", "missed_metrics_count"],
+  logger: ["metrics_fails", "missed_log_count", "missed_metrics_count"],
   i8042: ["reset_count"],
   vcpu: ["failures"],
 } as const;
@@ -37,6 +37,7 @@ const BLOCK_COUNTERS = {
   executeFails: "execute_fails",
   queueEvents: "queue_event_count",
   throttled: "rate_limiter_throttled_events",
+  engineThrottled: "io_engine_throttled_events",
 } as const;
 
 /** Of a network device. `net` has their sums over all devices. */
@@ -72,11 +73,39 @@ const VSOCK_COUNTERS = {
   txFlushFails: "tx_flush_fails",
 } as const;
 
+const BALLOON_COUNTERS = {
+  inflateCount: "inflate_count",
+  deflateCount: "deflate_count",
+  statsUpdates: "stats_updates_count",
+  statsFails: "stats_update_fails",
+  eventFails: "event_fails",
+  reportCount: "free_page_report_count",
+  reportFreed: "free_page_report_freed",
+  reportFails: "free_page_report_fails",
+  hintCount: "free_page_hint_count",
+  hintFreed: "free_page_hint_freed",
+  hintFails: "free_page_hint_fails",
+} as const;
+
 const ENTROPY_COUNTERS = {
   bytes: "entropy_bytes",
   requests: "entropy_event_count",
   fails: "host_rng_fails",
   throttled: "entropy_rate_limiter_throttled",
+} as const;
+
+const MMDS_COUNTERS = {
+  rxAccepted: "rx_accepted",
+  rxAcceptedErr: "rx_accepted_err",
+  rxAcceptedUnusual: "rx_accepted_unusual",
+  rxCount: "rx_count",
+  rxInvalidToken: "rx_invalid_token",
+  rxNoToken: "rx_no_token",
+  txCount: "tx_count",
+  txBytes: "tx_bytes",
+  txFrames: "tx_frames",
+  connectionsCreated: "connections_created",
+  connectionsDestroyed: "connections_destroyed",
 } as const;
 
 type Counts<Names> = Readonly<Record<keyof Names, number>>;
@@ -91,7 +120,14 @@ export interface DeviceCounters {
   readonly nets: Readonly<Record<string, Counts<typeof NET_COUNTERS>>>;
   readonly vsock: Counts<typeof VSOCK_COUNTERS> | undefined;
   readonly entropy: Counts<typeof ENTROPY_COUNTERS> | undefined;
-  readonly uart: { readonly sent: number; readonly received: number; readonly lost: number };
+  readonly balloon: Counts<typeof BALLOON_COUNTERS> | undefined;
+  readonly mmds: Counts<typeof MMDS_COUNTERS> | undefined;
+  readonly uart: {
+    readonly sent: number;
+    readonly received: number;
+    readonly lost: number;
+    readonly dropped: number;
+  };
 }
 
 interface Value {
@@ -136,6 +172,11 @@ export class Metrics {
     this.value(group, name).total += amount;
   }
 
+  /** Takes over a counter that is kept elsewhere. */
+  setTotal(group: string, name: string, total: number): void {
+    this.value(group, name).total = total;
+  }
+
   /** Sets a gauge. */
   store(group: string, name: string, value: number): void {
     this.value(group, name, true).total = value;
@@ -146,10 +187,13 @@ export class Metrics {
     this.setEach("block", BLOCK_COUNTERS, devices.blocks);
     this.setEach("net", NET_COUNTERS, devices.nets);
     if (devices.vsock !== undefined) this.setCounts("vsock", VSOCK_COUNTERS, devices.vsock);
+    if (devices.mmds !== undefined) this.setCounts("mmds", MMDS_COUNTERS, devices.mmds);
+    if (devices.balloon !== undefined) this.setCounts("balloon", BALLOON_COUNTERS, devices.balloon);
     if (devices.entropy !== undefined) this.setCounts("entropy", ENTROPY_COUNTERS, devices.entropy);
     this.value("uart", "write_count").total = devices.uart.sent;
     this.value("uart", "read_count").total = devices.uart.received;
     this.value("uart", "missed_write_count").total = devices.uart.lost;
+    this.value("uart", "rate_limiter_dropped_bytes").total = devices.uart.dropped;
   }
 
   private setCounts(group: string, names: Readonly<Record<string, string>>, counts: object): void {

@@ -1,7 +1,7 @@
 /** Waiting for many descriptors at once (epoll(7)), level-triggered unless {@link EPOLLET} is asked for. */
 
-import { constants } from "node:os";
 import { check, lastErrno, SystemError } from "./errno.ts";
+import { ERRNO } from "./errno-numbers.ts";
 import { closeFile } from "./files.ts";
 import { libc } from "./libc.ts";
 
@@ -51,7 +51,7 @@ export class Epoll {
       const op = known === undefined ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
       if (libc().epoll_ctl(this.fd, op, fd, this.event) < 0) {
         const errno = lastErrno();
-        if (errno === constants.errno.EPERM) return false;
+        if (errno === ERRNO.EPERM) return false;
         throw new SystemError("epoll_ctl", errno);
       }
     }
@@ -66,14 +66,14 @@ export class Epoll {
   }
 
   /**
-   * Sleeps up to `timeoutMs` (-1: for ever; 0: not at all), then calls the handlers of what is ready.
-   * Also returns when a signal interrupts the sleep.
+   * Sleeps up to `timeoutMs` (-1: for ever; 0: not at all), then calls the handlers of what is ready. Returns false if
+   * nothing was: time is up, or a signal interrupted the sleep.
    */
-  wait(timeoutMs: number): void {
+  wait(timeoutMs: number): boolean {
     const count = libc().epoll_wait(this.fd, this.ready, MAX_EVENTS, timeoutMs);
     if (count < 0) {
       const errno = lastErrno();
-      if (errno === constants.errno.EINTR) return;
+      if (errno === ERRNO.EINTR) return false;
       throw new SystemError("epoll_wait", errno);
     }
     for (let i = 0; i < count; i++) {
@@ -82,6 +82,7 @@ export class Epoll {
       // A handler may have forgotten a descriptor whose event comes later in this batch.
       this.handlers.get(fd)?.handler(events);
     }
+    return count > 0;
   }
 
   close(): void {

@@ -1,12 +1,12 @@
 /** Errors of system calls: which call, which errno, and the C library's own words for it. */
 
 import { read } from "bun:ffi";
-import { constants } from "node:os";
+import { ERRNO } from "./errno-numbers.ts";
 import { libc } from "./libc.ts";
 
 /** Name of an errno (`2` is `ENOENT`), or `E<number>` if it has none here. */
 export function errnoName(errno: number): string {
-  for (const [name, value] of Object.entries(constants.errno)) if (value === errno) return name;
+  for (const [name, value] of Object.entries(ERRNO)) if (value === errno) return name;
   return `E${errno}`;
 }
 
@@ -48,6 +48,6 @@ export function retrying(call: string, run: () => number | bigint): number {
     const value = Number(run());
     if (value >= 0) return value;
     const errno = lastErrno();
-    if (errno !== constants.errno.EINTR) throw new SystemError(call, errno);
+    if (errno !== ERRNO.EINTR) throw new SystemError(call, errno);
   }
 }

@@ -1,16 +1,32 @@
 /** Files by descriptor. Buffers may be views of shared memory: bytes go straight between them and the kernel. */
 
-import { constants as fs } from "node:fs";
-import { constants } from "node:os";
 import { check, lastErrno, retrying, SystemError } from "./errno.ts";
+import { ERRNO } from "./errno-numbers.ts";
 import { cString, libc } from "./libc.ts";
 
+/** Flags of open(2) and file types of inode(7) on x86-64. */
+const O_RDONLY = 0;
+const O_RDWR = 2;
+const O_CREAT = 0o100;
+const O_APPEND = 0o2000;
+const O_NONBLOCK = 0o4000;
 const O_CLOEXEC = 0o2000000;
+const S_IFMT = 0o170000;
+const S_IFIFO = 0o010000;
+const S_IFCHR = 0o020000;
+const S_IFDIR = 0o040000;
+const S_IFBLK = 0o060000;
+const S_IFREG = 0o100000;
+const S_IFSOCK = 0o140000;
+/** Modes of access(2). */
+const R_OK = 4;
+const W_OK = 2;
 const LOCK_SH = 1;
 const LOCK_EX = 2;
 const LOCK_NB = 4;
 /** _IOR(0x12, 114, size_t), linux/fs.h: size of a block device in bytes. */
 const BLKGETSIZE64 = 0x8008_1272;
+const TEXT_CHUNK = 16_384;
 /** struct stat of x86-64: size and the offsets used here. */
 const STAT_BYTES = 144;
 const ST_DEV = 0;
@@ -36,12 +52,17 @@ export interface OpenOptions {
 
 /** Opens `path` (close-on-exec) and returns its descriptor. Throws {@link SystemError}. */
 export function openFile(path: string, options: OpenOptions = {}): number {
-  let flags = O_CLOEXEC | (options.write ? fs.O_RDWR : fs.O_RDONLY);
-  if (options.create) flags |= fs.O_CREAT;
-  if (options.append) flags |= fs.O_APPEND;
-  if (options.nonblock) flags |= fs.O_NONBLOCK;
+  let flags = O_CLOEXEC | (options.write ? O_RDWR : O_RDONLY);
+  if (options.create) flags |= O_CREAT;
+  if (options.append) flags |= O_APPEND;
+  if (options.nonblock) flags |= O_NONBLOCK;
   const name = cString(path);
   return retrying("open", () => libc().open(name, flags, 0o644));
+}
+
+/** Throws {@link SystemError} if this process may not open `path` for reading and writing. Does not open it. */
+export function checkAccess(path: string): void {
+  check(libc().access(cString(path), R_OK | W_OK), "access");
 }
 
 export function closeFile(fd: number): void {
@@ -93,8 +114,8 @@ function mayBlock(call: string, run: () => number | bigint): number | undefined 
     const value = Number(run());
     if (value >= 0) return value;
     const errno = lastErrno();
-    if (errno === constants.errno.EAGAIN) return undefined;
-    if (errno !== constants.errno.EINTR) throw new SystemError(call, errno);
+    if (errno === ERRNO.EAGAIN) return undefined;
+    if (errno !== ERRNO.EINTR) throw new SystemError(call, errno);
   }
 }
 
@@ -102,6 +123,18 @@ function mayBlock(call: string, run: () => number | bigint): number | undefined 
 export function readSome(fd: number, into: Uint8Array): number | undefined {
   if (into.length === 0) return 0;
   return mayBlock("read", () => libc().read(fd, into, into.length));
+}
+
+/** All that is left to read, as text in UTF-8. Throws {@link SystemError}. */
+export function readText(fd: number): string {
+  const decoder = new TextDecoder();
+  const chunk = new Uint8Array(TEXT_CHUNK);
+  let text = "";
+  for (;;) {
+    const count = retrying("read", () => libc().read(fd, chunk, chunk.length));
+    if (count === 0) return text + decoder.decode();
+    text += decoder.decode(chunk.subarray(0, count), { stream: true });
+  }
 }
 
 /** One write. Returns the bytes taken; undefined is EAGAIN. Throws {@link SystemError}. */
@@ -144,12 +177,12 @@ export interface FileStatus {
 }
 
 const KINDS: ReadonlyMap<number, FileStatus["kind"]> = new Map([
-  [fs.S_IFREG, "file"],
-  [fs.S_IFDIR, "directory"],
-  [fs.S_IFBLK, "block"],
-  [fs.S_IFCHR, "character device"],
-  [fs.S_IFIFO, "fifo"],
-  [fs.S_IFSOCK, "socket"],
+  [S_IFREG, "file"],
+  [S_IFDIR, "directory"],
+  [S_IFBLK, "block"],
+  [S_IFCHR, "character device"],
+  [S_IFIFO, "fifo"],
+  [S_IFSOCK, "socket"],
 ]);
 
 /** What the descriptor refers to. Throws {@link SystemError}. */
@@ -164,7 +197,7 @@ export function fileStatus(fd: number): FileStatus {
     rdev: stat.getBigUint64(ST_RDEV, true),
     mtime: timespec(stat, ST_MTIME),
     ctime: timespec(stat, ST_CTIME),
-    kind: KINDS.get(stat.getUint32(ST_MODE, true) & fs.S_IFMT) ?? "other",
+    kind: KINDS.get(stat.getUint32(ST_MODE, true) & S_IFMT) ?? "other",
   };
 }
 

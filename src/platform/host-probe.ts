@@ -1,8 +1,8 @@
 /** Whether the kernel lets this process use a facility, found out by asking for it with as little as possible. */
 
 import { dlopen, FFIType } from "bun:ffi";
-import { constants } from "node:os";
 import { errnoName, lastErrno } from "./errno.ts";
+import { ERRNO } from "./errno-numbers.ts";
 import { closeFile } from "./files.ts";
 import { libc } from "./libc.ts";
 
@@ -29,7 +29,14 @@ export function ioUringRefusal(): string | undefined {
   // A ring without entries: an invalid argument to a kernel that looks at it at all.
   call(SYS_IO_URING_SETUP, 0, new Uint8Array(IO_URING_PARAMS_BYTES));
   const errno = lastErrno();
-  return errno === constants.errno.EINVAL ? undefined : errnoName(errno);
+  return errno === ERRNO.EINVAL ? undefined : errnoName(errno);
+}
+
+/** What to do about a refusal of io_uring, or undefined. */
+export function ioUringProblem(refusal: string | undefined): string | undefined {
+  if (refusal === undefined) return undefined;
+  if (refusal === "ENOSYS") return "The host's kernel has no io_uring: use 5.10.51 or newer.";
+  return `io_uring is refused (${refusal}): set kernel.io_uring_disabled=0, or allow it in the container's seccomp filter.`;
 }
 
 /** Name of the errno with which userfaultfd(2), for faults of the kernel too, is refused, or undefined. */

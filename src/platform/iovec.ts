@@ -1,8 +1,8 @@
 /** Reading and writing many buffers with one system call (readv(2), writev(2)). */
 
 import { dlopen, FFIType, ptr } from "bun:ffi";
-import { constants } from "node:os";
-import { lastErrno, SystemError } from "./errno.ts";
+import { lastErrno, retrying, SystemError } from "./errno.ts";
+import { ERRNO } from "./errno-numbers.ts";
 import { libc } from "./libc.ts";
 
 const SYMBOLS = {
@@ -18,10 +18,22 @@ function load() {
 
 let symbols: ReturnType<typeof load> | undefined;
 
+const SYMBOLS_AT = {
+  preadv: { args: ["i32", "ptr", "i32", "i64"], returns: FFIType.i64_fast },
+  pwritev: { args: ["i32", "ptr", "i32", "i64"], returns: FFIType.i64_fast },
+} as const;
+
+function loadAt() {
+  libc();
+  return dlopen("libc.so.6", SYMBOLS_AT).symbols;
+}
+
+let symbolsAt: ReturnType<typeof loadAt> | undefined;
+
 /** Buffers beyond this many (IOV_MAX) are left to a further call. */
 const MAX_VECTORS = 1024;
 /** struct iovec: base and length, 64 bits each. */
-const IOVEC_WORDS = 4;
+export const IOVEC_WORDS = 4;
 
 let vector = new Uint32Array(64 * IOVEC_WORDS);
 
@@ -29,14 +41,16 @@ let vector = new Uint32Array(64 * IOVEC_WORDS);
 function fill(buffers: readonly Uint8Array[]): number {
   const count = Math.min(buffers.length, MAX_VECTORS);
   if (count * IOVEC_WORDS > vector.length) vector = new Uint32Array(MAX_VECTORS * IOVEC_WORDS);
-  for (let i = 0; i < count; i++) {
-    const buffer = buffers[i]!;
-    const address = ptr(buffer);
-    vector[i * IOVEC_WORDS] = address;
-    vector[i * IOVEC_WORDS + 1] = address / 2 ** 32;
-    vector[i * IOVEC_WORDS + 2] = buffer.length;
-  }
+  for (let i = 0; i < count; i++) setIovec(vector, i, buffers[i]!);
   return count;
+}
+
+/** Makes entry `i` of `vector`, a row of struct iovec, name `buffer`. */
+export function setIovec(vector: Uint32Array, i: number, buffer: Uint8Array): void {
+  const address = ptr(buffer);
+  vector[i * IOVEC_WORDS] = address;
+  vector[i * IOVEC_WORDS + 1] = address / 2 ** 32;
+  vector[i * IOVEC_WORDS + 2] = buffer.length;
 }
 
 function transfer(call: "readv" | "writev", fd: number, buffers: readonly Uint8Array[]): number | undefined {
@@ -47,8 +61,8 @@ function transfer(call: "readv" | "writev", fd: number, buffers: readonly Uint8A
     const value = Number(run(fd, vector, count));
     if (value >= 0) return value;
     const errno = lastErrno();
-    if (errno === constants.errno.EAGAIN) return undefined;
-    if (errno !== constants.errno.EINTR) throw new SystemError(call, errno);
+    if (errno === ERRNO.EAGAIN) return undefined;
+    if (errno !== ERRNO.EINTR) throw new SystemError(call, errno);
   }
 }
 
@@ -60,4 +74,52 @@ export function readVector(fd: number, into: readonly Uint8Array[]): number | un
 /** One write of `from`; no buffer may be empty. Returns the bytes taken; undefined is EAGAIN. Throws {@link SystemError}. */
 export function writeVector(fd: number, from: readonly Uint8Array[]): number | undefined {
   return transfer("writev", fd, from);
+}
+
+/** What is left of `buffers` after their first `done` bytes. */
+export function buffersAfter(buffers: readonly Uint8Array[], done: number): Uint8Array[] {
+  const rest: Uint8Array[] = [];
+  let skip = done;
+  for (const buffer of buffers) {
+    if (skip >= buffer.length) {
+      skip -= buffer.length;
+      continue;
+    }
+    rest.push(skip === 0 ? buffer : buffer.subarray(skip));
+    skip = 0;
+  }
+  return rest;
+}
+
+function transferAt(
+  call: "preadv" | "pwritev",
+  fd: number,
+  buffers: readonly Uint8Array[],
+  offset: number,
+): number {
+  symbolsAt ??= loadAt();
+  const run = symbolsAt[call];
+  let rest = buffers;
+  let done = 0;
+  while (rest.length > 0) {
+    const count = fill(rest);
+    const moved = retrying(call, () => run(fd, vector, count, offset + done));
+    if (moved === 0) break;
+    done += moved;
+    rest = buffersAfter(rest, moved);
+  }
+  return done;
+}
+
+/**
+ * Reads from `offset` (bytes) until `into` is full, in order, or the file ends; no buffer may be empty. Returns the bytes
+ * read. Throws {@link SystemError}.
+ */
+export function readVectorAt(fd: number, into: readonly Uint8Array[], offset: number): number {
+  return transferAt("preadv", fd, into, offset);
+}
+
+/** Writes all of `from` at `offset`, and returns fewer bytes only if the kernel takes no more without an error. */
+export function writeVectorAt(fd: number, from: readonly Uint8Array[], offset: number): number {
+  return transferAt("pwritev", fd, from, offset);
 }

@@ -11,6 +11,7 @@ const SYMBOLS = {
   __errno_location: { args: [], returns: "ptr" },
   strerror: { args: ["i32"], returns: "cstring" },
   open: { args: ["ptr", "i32", "i32"], returns: "i32" },
+  access: { args: ["ptr", "i32"], returns: "i32" },
   unlink: { args: ["ptr"], returns: "i32" },
   dup: { args: ["i32"], returns: "i32" },
   close: { args: ["i32"], returns: "i32" },

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SystemError } from "./errno.ts";
 import { closeFile, openFile } from "./files.ts";
-import { adviseMemory, Mapping, misalignment } from "./memory.ts";
+import { adviseMemory, Mapping, mapFilePrivately, mapZeros, misalignment } from "./memory.ts";
 
 const PAGE = 4096;
 
@@ -50,4 +50,28 @@ test("anonymous memory is zero, page aligned, and forgets its content when told"
   expect([0, PAGE, 2 * PAGE - 1, 2 * PAGE].map((at) => mapping.bytes[at])).toEqual([1, 0, 0, 1]);
   expect(() => adviseMemory(mapping.bytes.subarray(5), "dontNeed")).toThrow("Invalid argument");
   mapping.unmap();
+});
+
+test("zeros over a privately mapped file stay, where advice would bring the file back", () => {
+  const dir = mkdtempSync(join(tmpdir(), "sparkler-mmap-"));
+  const mapping = Mapping.anonymous(4 * PAGE);
+  try {
+    const path = join(dir, "file");
+    writeFileSync(path, new Uint8Array(4 * PAGE).fill(7));
+    const fd = openFile(path);
+    mapFilePrivately(mapping.bytes, fd, 0);
+    closeFile(fd);
+    mapping.bytes.fill(9);
+    adviseMemory(mapping.bytes.subarray(0, PAGE), "dontNeed");
+    mapZeros(mapping.bytes.subarray(PAGE, 3 * PAGE));
+    const firsts = () => [0, 1, 2, 3].map((page) => mapping.bytes[page * PAGE]);
+    expect(firsts()).toEqual([7, 0, 0, 9]);
+    mapping.bytes.fill(5, PAGE, 2 * PAGE);
+    adviseMemory(mapping.bytes.subarray(PAGE, 2 * PAGE), "dontNeed");
+    expect(firsts()).toEqual([7, 0, 0, 9]);
+    expect(() => mapZeros(mapping.bytes.subarray(5, 5 + PAGE))).toThrow("Invalid argument");
+  } finally {
+    mapping.unmap();
+    rmSync(dir, { recursive: true });
+  }
 });

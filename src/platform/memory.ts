@@ -33,9 +33,12 @@ export class Mapping {
     return this.view;
   }
 
-  /** `length` bytes (at most 2 GiB) of `fd` from its start, shared with everyone who maps it. Throws {@link SystemError}. */
-  static shared(fd: number, length: number): Mapping {
-    return Mapping.create(length, MAP_SHARED, fd);
+  /**
+   * `length` bytes (at most 2 GiB) of `fd` from `offset` on, a multiple of the page size, shared with everyone who maps
+   * them. Throws {@link SystemError}.
+   */
+  static shared(fd: number, length: number, offset = 0): Mapping {
+    return Mapping.create(length, MAP_SHARED, fd, offset);
   }
 
   /** `length` zero bytes (at most 2 GiB); host memory is taken when they are first touched. Throws {@link SystemError}. */
@@ -43,8 +46,8 @@ export class Mapping {
     return Mapping.create(length, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
   }
 
-  private static create(length: number, flags: number, fd: number): Mapping {
-    const address = libcKvm().mmap(0, length, PROT_READ | PROT_WRITE, flags, fd, 0);
+  private static create(length: number, flags: number, fd: number, offset = 0): Mapping {
+    const address = libcKvm().mmap(0, length, PROT_READ | PROT_WRITE, flags, fd, offset);
     if (typeof address !== "number" || address >= ADDRESS_LIMIT) throw new SystemError("mmap", lastErrno());
     return new Mapping(address, length);
   }
@@ -73,6 +76,18 @@ export function mapFilePrivately(into: Uint8Array, fd: number, offset: number): 
   const flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
   const at = ptr(into);
   if (libcKvm().mmap(at, into.length, PROT_READ | PROT_WRITE, flags, fd, offset) !== at) {
+    throw new SystemError("mmap", lastErrno());
+  }
+}
+
+/**
+ * Maps zeros in place of the memory under `into`, which must be whole pages of a mapping that nobody else gives back in
+ * parts. What was there is gone, and host memory is taken when a page is touched. Throws {@link SystemError}.
+ */
+export function mapZeros(into: Uint8Array): void {
+  const flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE;
+  const at = ptr(into);
+  if (libcKvm().mmap(at, into.length, PROT_READ | PROT_WRITE, flags, -1, 0) !== at) {
     throw new SystemError("mmap", lastErrno());
   }
 }

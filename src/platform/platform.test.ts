@@ -7,11 +7,13 @@ import { SystemError } from "./errno.ts";
 import { EventFd } from "./eventfd.ts";
 import {
   blockDeviceSize,
+  checkAccess,
   closeFile,
   fileStatus,
   openFile,
   readAt,
   readSome,
+  readText,
   syncData,
   tryLock,
   waitWritable,
@@ -96,6 +98,23 @@ describe("files", () => {
     closeFile(b);
   });
 
+  test("text is read to its end, characters across reads whole", () => {
+    const text = "a€".repeat(20_000);
+    const fd = openFile(join(dir, "text"), { write: true, create: true });
+    writeAt(fd, new TextEncoder().encode(text), 0);
+    expect(readText(fd)).toBe(text);
+    expect(readText(fd)).toBe("");
+    closeFile(fd);
+    const folder = openFile(dir);
+    expect(caught(() => readText(folder)).code).toBe("EISDIR");
+    closeFile(folder);
+  });
+
+  test("access says whether a file may be opened", () => {
+    checkAccess(join(dir, "text"));
+    expect(caught(() => checkAccess(join(dir, "absent"))).code).toBe("ENOENT");
+  });
+
   test("EAGAIN is undefined", () => {
     const event = EventFd.create();
     expect(readSome(event.fd, new Uint8Array(8))).toBeUndefined();
@@ -110,11 +129,11 @@ describe("epoll", () => {
     const event = EventFd.create();
     const seen: number[] = [];
     expect(epoll.watch(event.fd, EPOLLIN, (events) => seen.push(events))).toBe(true);
-    epoll.wait(0);
+    expect(epoll.wait(0)).toBe(false);
     expect(seen).toEqual([]);
     event.signal();
     event.signal();
-    epoll.wait(-1);
+    expect(epoll.wait(-1)).toBe(true);
     expect(seen).toEqual([EPOLLIN]);
     epoll.watch(event.fd, 0, () => seen.push(-1));
     epoll.wait(0);

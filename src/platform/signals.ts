@@ -1,7 +1,7 @@
 /** Interrupting a system call that another thread of this process sleeps in. */
 
-import { constants } from "node:os";
 import { check, lastErrno, SystemError } from "./errno.ts";
+import { ERRNO } from "./errno-numbers.ts";
 import { cString } from "./libc.ts";
 import { libcKvm } from "./libc-kvm.ts";
 
@@ -40,5 +40,5 @@ export function currentThread(): number {
 export function kickThread(tid: number): void {
   if (libcKvm().tgkill(libcKvm().getpid(), tid, KICK_SIGNAL) === 0) return;
   const errno = lastErrno();
-  if (errno !== constants.errno.ESRCH) throw new SystemError("tgkill", errno);
+  if (errno !== ERRNO.ESRCH) throw new SystemError("tgkill", errno);
 }

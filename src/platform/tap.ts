@@ -1,7 +1,7 @@
 /** TAP devices: network interfaces of the host whose other end is a descriptor (linux/if_tun.h). */
 
-import { constants } from "node:os";
 import { SystemError } from "./errno.ts";
+import { ERRNO } from "./errno-numbers.ts";
 import { closeFile, openFile } from "./files.ts";
 import { ioctlStruct, ioctlValue } from "./ioctl.ts";
 
@@ -32,7 +32,7 @@ const MAX_NAME = 15;
 export function openTap(name: string, headerBytes: number): number {
   const encoded = new TextEncoder().encode(name);
   if (encoded.length === 0 || encoded.length > MAX_NAME || encoded.includes(0)) {
-    throw new SystemError("ioctl(TUNSETIFF)", constants.errno.EINVAL);
+    throw new SystemError("ioctl(TUNSETIFF)", ERRNO.EINVAL);
   }
   const fd = openFile("/dev/net/tun", { write: true, nonblock: true });
   try {

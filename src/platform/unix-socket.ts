@@ -1,8 +1,8 @@
 /** Stream sockets of the unix domain (unix(7)). All are non-blocking and close-on-exec. */
 
 import { dlopen } from "bun:ffi";
-import { constants } from "node:os";
 import { check, lastErrno, SystemError } from "./errno.ts";
+import { ERRNO } from "./errno-numbers.ts";
 import { closeFile } from "./files.ts";
 import { cString, libc } from "./libc.ts";
 
@@ -51,7 +51,7 @@ function sockets(): ReturnType<typeof load> {
 function address(path: string): Uint8Array {
   // Without its closing NUL, which need not be there.
   const name = cString(path).subarray(0, -1);
-  if (name.length > MAX_SOCKET_PATH) throw new SystemError("bind", constants.errno.ENAMETOOLONG);
+  if (name.length > MAX_SOCKET_PATH) throw new SystemError("bind", ERRNO.ENAMETOOLONG);
   const bytes = new Uint8Array(ADDRESS_BYTES);
   bytes[0] = AF_UNIX;
   bytes.set(name, PATH_OFFSET);
@@ -82,9 +82,9 @@ export function acceptUnix(fd: number): number | undefined {
     const accepted = sockets().accept4(fd, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (accepted >= 0) return accepted;
     const errno = lastErrno();
-    if (errno === constants.errno.EAGAIN) return undefined;
+    if (errno === ERRNO.EAGAIN) return undefined;
     // The other end gave up while it waited in the queue.
-    if (errno !== constants.errno.EINTR && errno !== constants.errno.ECONNABORTED) {
+    if (errno !== ERRNO.EINTR && errno !== ERRNO.ECONNABORTED) {
       throw new SystemError("accept", errno);
     }
   }
@@ -97,9 +97,9 @@ export function connectUnix(path: string): number | "busy" {
   for (;;) {
     if (sockets().connect(fd, at, at.length) === 0) return fd;
     const errno = lastErrno();
-    if (errno === constants.errno.EINTR) continue;
+    if (errno === ERRNO.EINTR) continue;
     closeFile(fd);
-    if (errno === constants.errno.EAGAIN) return "busy";
+    if (errno === ERRNO.EAGAIN) return "busy";
     throw new SystemError("connect", errno);
   }
 }

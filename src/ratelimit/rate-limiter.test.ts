@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { RateLimiter, type RateLimiterConfig } from "./rate-limiter.ts";
 import { ManualTimers } from "./testing/manual-timers.ts";
+import { TokenBucket } from "./token-bucket.ts";
 
 function limiter(config: RateLimiterConfig | undefined) {
   const timers = new ManualTimers();
@@ -21,6 +22,20 @@ function passed(config: RateLimiterConfig, bytes: number, seconds: number): { by
   timers.advance(seconds * 1000);
   return { bytes: ops * bytes, ops };
 }
+
+test("a bucket gives what it has, the burst too, and never more", () => {
+  const bucket = TokenBucket.create({ size: 10, refill_time: 1000, one_time_burst: 5 }, 0)!;
+  expect(bucket.takeUpTo(4, 0)).toBe(4);
+  expect(bucket.takeUpTo(100, 0)).toBe(11);
+  expect(bucket.takeUpTo(100, 99)).toBe(0);
+  expect(bucket.takeUpTo(100, 350)).toBe(3);
+  expect(bucket.takeUpTo(100, 399)).toBe(0);
+  expect(bucket.takeUpTo(100, 400)).toBe(1);
+  // A debt is paid first.
+  bucket.take(20);
+  expect(bucket.takeUpTo(1, 2000)).toBe(0);
+  expect(bucket.takeUpTo(100, 10_000)).toBe(10);
+});
 
 describe("a rate limiter", () => {
   test("without buckets, or with buckets of size or refill time 0, limits nothing", () => {

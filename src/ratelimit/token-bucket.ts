@@ -47,6 +47,14 @@ export class TokenBucket {
     this.budget -= tokens - fromBurst;
   }
 
+  /** Takes as many of `tokens` as there are, whole ones, and returns how many. For what is not done later but lost. */
+  takeUpTo(tokens: number, now: number): number {
+    this.refill(now);
+    const taken = Math.min(tokens, this.burst + Math.max(0, Math.floor(this.budget)));
+    this.take(taken);
+    return taken;
+  }
+
   private refill(now: number): void {
     const elapsed = now - this.updatedAt;
     if (elapsed <= 0) return;

@@ -15,7 +15,8 @@ describe("choice", () => {
   test("KVM asked for is taken also without hardware under it, and refused where it cannot be", () => {
     expect(choose("kvm", undefined, undefined)).toEqual({ backend: "kvm", reason: "It was asked for." });
     const forced = choose("kvm", noHardware, undefined);
-    expect(forced).toEqual({ backend: "kvm", reason: "It was asked for. The host's KVM has no VMX." });
+    expect(forced).toMatchObject({ backend: "kvm", reason: "It was asked for." });
+    expect(forced.warning).toMatch(/^The host's KVM has no VMX\. It emulates them, .* Give --accel soft/);
     expect(() => choose("kvm", unusable, undefined)).toThrow(
       "There is no /dev/kvm: do this. Leave --accel out, or give --accel soft, to run on the software CPU.",
     );

@@ -15,7 +15,17 @@ export interface AccelChoice {
   readonly backend: "kvm" | "soft";
   /** A sentence for the log. */
   readonly reason: string;
+  /** What the user should know before the guest runs. */
+  readonly warning?: string;
 }
+
+/**
+ * KVM-PVM runs a kernel that was not built for it in its instruction emulator, until it comes to one that this does not
+ * have. Debian's kernel gets 35 s far, without a word on its console.
+ */
+const FORCED =
+  "It emulates them, without a sign of life for half a minute and more, until it comes to an instruction that it does " +
+  "not know. Give --accel soft, or a kernel that was built for this host.";
 
 /** What stands between a guest and the host's KVM. */
 export interface KvmProblem {
@@ -68,7 +78,7 @@ export function choose(
   if (refusal !== undefined) {
     throw new ConfigError(`${refusal} Leave --accel out, or give --accel soft, to run on the software CPU.`);
   }
-  return { backend: "kvm", reason: `It was asked for. ${problem.text}` };
+  return { backend: "kvm", reason: "It was asked for.", warning: `${problem.text} ${FORCED}` };
 }
 
 /** The log line for a choice. */

@@ -20,9 +20,9 @@ export function createKvmBackend(cpuidFilter?: CpuidFilter): Backend {
     async load() {
       await import("../hypervisor/kvm/vcpu.ts");
     },
-    async createVcpu({ memory, ramBytes, index, pio, mmio, onPaused }) {
+    async createVcpu({ memory, ramBytes, index, smt, pio, mmio, onPaused }) {
       const { KvmVcpu } = await import("../hypervisor/kvm/vcpu.ts");
-      return new KvmVcpu({ memory, ramBytes, index, pio, mmio, onPaused, cpuidFilter });
+      return new KvmVcpu({ memory, ramBytes, index, smt, pio, mmio, onPaused, cpuidFilter });
     },
     ioEvent: (memory, gpa, value) => new KvmMachine(memory).ioEvent(gpa, value),
     release: (memory) => new KvmMachine(memory).close(),

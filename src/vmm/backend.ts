@@ -18,6 +18,8 @@ export interface BackendMemory {
 export interface VcpuOptions {
   /** Number and APIC id of the vCPU, from 0. */
   readonly index: number;
+  /** Two vCPUs are the threads of one core. Without meaning if there is one. */
+  readonly smt?: boolean | undefined;
   readonly memory: WebAssembly.Memory;
   readonly ramBytes: number;
   readonly pio: Bus;

@@ -2,7 +2,7 @@
 
 import { buildCommandLine } from "../boot/cmdline.ts";
 import { loadKernel } from "../boot/load-kernel.ts";
-import { defaultCacheDir } from "../image/cache.ts";
+import { defaultCacheDir } from "../image/cache-dir.ts";
 import { GuestMemory, type GuestMemoryLayout } from "../memory/guest-memory.ts";
 import { Logger } from "../observe/logger.ts";
 import { EventFd } from "../platform/eventfd.ts";
@@ -10,20 +10,33 @@ import { closeFile } from "../platform/files.ts";
 import { loadBackend } from "./backend.ts";
 import { CommandSender } from "./commands.ts";
 import { ConfigError } from "./config-error.ts";
+import { type DeviceHost, DeviceThread } from "./device-host.ts";
 import { CONTROL_STOP, Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import { openDisk } from "./file-disk.ts";
 import { concatenated, kernelSource } from "./file-source.ts";
 import { type MachinePlan, planMachine, type VirtioDevicePlan } from "./machine.ts";
-import type { VcpuCommand, VcpuEvent, VmmEvent, VmmStart } from "./messages.ts";
+import type { VcpuCommand, VcpuEvent } from "./messages.ts";
 import { Microvm, type MicrovmEvents, type RunningDrive } from "./microvm.ts";
+import type { BufferRange } from "./reclaim.ts";
+import type { SpareVcpu } from "./spare-vcpu.ts";
 import type { DriveSpec, MachineSpec } from "./spec.ts";
 import type { Timings } from "./timings.ts";
-import { VCPU_WORKER, VMM_WORKER } from "./worker-urls.ts";
+import { VCPU_WORKER } from "./worker-urls.ts";
+import { nextEvent, terminated } from "./workers.ts";
 
 export interface BuildOptions {
   /** See `loadBackend`. */
   readonly backend: string;
   readonly events?: MicrovmEvents;
+  /**
+   * The calling thread serves the devices, instead of one of their own: it sleeps in epoll_wait and gives its event loop
+   * a turn when there is something for it. For a process without other business.
+   */
+  readonly devicesHere?: boolean | undefined;
+  /** The process ends with the microVM, so nothing need be given back when it has ended. */
+  readonly endsProcess?: boolean | undefined;
+  /** A thread for a vCPU that has been started before. */
+  readonly vcpuThread?: SpareVcpu | undefined;
   readonly timings?: Timings;
 }
 
@@ -40,14 +53,15 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
   const log = new Logger(spec.log, "main");
 
   // Threads take longest to come up, so they begin at once and load their code while the rest is made ready.
-  const vmm = new Worker(VMM_WORKER);
-  const vcpus = Array.from({ length: spec.vcpus }, () => new Worker(VCPU_WORKER));
+  const thread = options.devicesHere === true ? undefined : new DeviceThread();
+  const vcpus = Array.from(
+    { length: spec.vcpus },
+    () => options.vcpuThread?.take() ?? new Worker(VCPU_WORKER),
+  );
   for (const vcpu of vcpus) {
     vcpu.postMessage({ kind: "load", backend: options.backend } satisfies VcpuCommand);
   }
-  const workers = [vmm, ...vcpus];
   const drives: RunningDrive[] = [];
-  const commands = new MessageChannel();
   const wake = EventFd.create();
   let releaseBackend = () => {};
   const release = () => {
@@ -55,10 +69,11 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
     wake.close();
     for (const { disk } of drives) closeFile(disk.fd);
   };
+  let devices: DeviceHost | undefined = thread;
   let doorbell: Doorbell | undefined;
   try {
-    for (const { id, path, readOnly } of spec.drives) {
-      drives.push({ id, readOnly, disk: openDisk(id, path, readOnly) });
+    for (const { id, path, readOnly, ioEngine } of spec.drives) {
+      drives.push({ id, readOnly, async: ioEngine === "Async", disk: openDisk(id, path, readOnly) });
     }
 
     const backend = await loadBackend(options.backend);
@@ -74,25 +89,31 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
       vcpus: spec.vcpus,
       devices: virtioDevices(spec, drives),
       serial: spec.serial,
+      mmds: spec.mmds,
       bootTimer: spec.bootTimer,
+      smt: spec.smt ?? false,
       startedAt,
       startedCpu: user + system,
       log: spec.log,
     });
-    doorbell = new Doorbell(plan.shared, plan.doorbell, wake);
+    const bell = new Doorbell(plan.shared, plan.doorbell, wake);
+    doorbell = bell;
+    const host = thread ?? new (await import("./devices-here.ts")).DevicesHere(vcpus, bell);
+    devices = host;
     timings?.mark("memory");
 
-    const vmmReady = nextEvent<VmmEvent>(vmm, "the device thread");
-    const vcpusReady = vcpus.map((vcpu, i) => nextEvent<VcpuEvent>(vcpu, `vCPU ${i}`));
-    vmm.postMessage({ plan, commands: commands.port2 } satisfies VmmStart, [commands.port2]);
+    const vcpusReady = Promise.all(vcpus.map((vcpu, i) => nextEvent<VcpuEvent>(vcpu, `vCPU ${i}`)));
     for (const [index, vcpu] of vcpus.entries()) {
       vcpu.postMessage({ kind: "start", plan, index } satisfies VcpuCommand);
     }
     // Waited for below; a thread that fails while the kernel loads must not count as an unhandled rejection.
-    const ready = Promise.all([vmmReady, ...vcpusReady]);
-    ready.catch(() => {});
+    vcpusReady.catch(() => {});
+    const devicesReady = host.build(plan);
+    devicesReady.catch(() => {});
 
-    const boot = loadKernel(new GuestMemory(ram), kernelSource(spec.kernel, defaultCacheDir()), {
+    const fileRanges: BufferRange[] = [];
+    const kernel = kernelSource(spec.kernel, defaultCacheDir(), (ranges) => fileRanges.push(...ranges));
+    const boot = loadKernel(new GuestMemory(ram), kernel, {
       cmdline: commandLine(spec, plan),
       initrd: spec.initrd.length === 0 ? undefined : concatenated(spec.initrd),
       vcpus: spec.vcpus,
@@ -101,33 +122,41 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
     log.info(`Kernel loaded using ${boot.protocol === "pvh" ? "PVH" : "64-bit Linux"} boot protocol`);
     timings?.mark("kernel loaded");
 
-    await ready;
-    timings?.mark("threads ready");
+    await devicesReady;
+    // A guest that starts the others must find them; the first one may begin as soon as it can.
+    if (spec.vcpus > 1) await vcpusReady;
+    const sender = new CommandSender(host, bell);
     const microvm = new Microvm(
       {
-        vmm,
+        devices: host,
         vcpus,
-        doorbell,
+        doorbell: bell,
         requestStop: () => backend.requestStop(memory),
         requestPause: () => backend.requestPause(memory),
         requestResume: () => backend.requestResume(memory),
-        commands: new CommandSender(commands.port1, doorbell),
+        commands: sender,
         drives,
+        endsProcess: options.endsProcess,
         release,
       },
       options.events,
     );
+    if (spec.balloon !== undefined) {
+      // Served before anything that the guest can ask for. It fails only if the microVM ends.
+      sender.send({ kind: "file-ranges", ranges: fileRanges }).catch(() => {});
+    }
     for (const [index, vcpu] of vcpus.entries()) {
       const registers = index === 0 ? boot.registers : undefined;
       vcpu.postMessage({ kind: "run", registers } satisfies VcpuCommand);
     }
+    await vcpusReady;
+    timings?.mark("threads ready");
     return microvm;
   } catch (error) {
     // The device thread may sleep in epoll_wait, where only the doorbell reaches it.
     doorbell?.ring(SLOT_CONTROL, CONTROL_STOP);
-    commands.port1.close();
     // Until they are gone their threads may be in the middle of using it.
-    void Promise.all(workers.map(terminated)).then(() => {
+    void Promise.all([devices?.terminate(), ...vcpus.map(terminated)]).then(() => {
       releaseBackend();
       wake.close();
     });
@@ -156,17 +185,21 @@ function guestRam(memory: WebAssembly.Memory, base: number, size: number): Guest
 
 /** In the order of their windows: the drives first, so that the root drive is /dev/vda. */
 function virtioDevices(spec: MachineSpec, drives: readonly RunningDrive[]): VirtioDevicePlan[] {
-  const devices: VirtioDevicePlan[] = spec.drives.map(({ id, readOnly, cacheType, rateLimiter }, i) => ({
-    kind: "block",
-    id,
-    disk: drives[i]!.disk,
-    readOnly,
-    cacheType,
-    rateLimiter,
-  }));
+  const devices: VirtioDevicePlan[] = spec.drives.map(
+    ({ id, readOnly, cacheType, ioEngine, rateLimiter }, i) => ({
+      kind: "block",
+      id,
+      disk: drives[i]!.disk,
+      readOnly,
+      cacheType,
+      ioEngine,
+      rateLimiter,
+    }),
+  );
   if (spec.program !== undefined) devices.push({ kind: "console", program: spec.program });
   for (const net of spec.networks ?? []) devices.push({ kind: "net", net });
   if (spec.vsock !== undefined) devices.push({ kind: "vsock", vsock: spec.vsock });
+  if (spec.balloon !== undefined) devices.push({ kind: "balloon", balloon: spec.balloon });
   if (spec.entropy) devices.push({ kind: "rng", rateLimiter: spec.entropyRateLimiter });
   return devices;
 }
@@ -182,23 +215,4 @@ function commandLine(spec: MachineSpec, plan: MachinePlan): string {
 
 function rootDevice(root: DriveSpec): string {
   return root.partuuid === undefined ? "/dev/vda" : `PARTUUID=${root.partuuid}`;
-}
-
-/** Ends the worker, and resolves when its thread is gone. */
-function terminated(worker: Worker): Promise<void> {
-  return new Promise((resolve) => {
-    worker.addEventListener("close", () => resolve());
-    worker.terminate();
-  });
-}
-
-/** The worker's first message. Rejects if that is a failure. */
-function nextEvent<E extends VmmEvent | VcpuEvent>(worker: Worker, name: string): Promise<E> {
-  return new Promise((resolve, reject) => {
-    worker.onmessage = ({ data }: MessageEvent<E>) => {
-      if (data.kind === "failed") reject(new Error(`${name} failed to start: ${data.message}`));
-      else resolve(data);
-    };
-    worker.onerror = (event) => reject(new Error(`${name} failed to start: ${event.message}`));
-  });
 }

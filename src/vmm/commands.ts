@@ -1,12 +1,15 @@
 /** Requests of the main thread to the vmm thread while the guest runs, and the answers to them. */
 
-import type { BlockMetrics } from "../devices/virtio/block/block.ts";
+import type { BalloonMetrics, BalloonState } from "../devices/virtio/balloon/balloon.ts";
+import type { BlockMetrics } from "../devices/virtio/block/options.ts";
 import type { NetMetrics } from "../devices/virtio/net/net.ts";
 import type { RngMetrics } from "../devices/virtio/rng/rng.ts";
 import type { VsockMetrics } from "../devices/virtio/vsock/connection.ts";
+import type { MmdsMetrics } from "../mmds/mmds.ts";
 import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
 import { CONTROL_COMMAND, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import type { OpenDisk } from "./file-disk.ts";
+import type { BufferRange } from "./reclaim.ts";
 
 /** Counters of the devices since the machine was built. */
 export interface DeviceMetrics {
@@ -16,6 +19,8 @@ export interface DeviceMetrics {
   readonly nets: Readonly<Record<string, NetMetrics>>;
   readonly entropy: RngMetrics | undefined;
   readonly vsock: VsockMetrics | undefined;
+  readonly mmds: MmdsMetrics | undefined;
+  readonly balloon: BalloonMetrics | undefined;
   readonly uart: UartMetrics;
 }
 
@@ -26,6 +31,8 @@ export interface UartMetrics {
   received: number;
   /** Bytes lost because the guest sent while the port was not ready. */
   lost: number;
+  /** Bytes lost because the guest sent more than its rate limiter allows. */
+  dropped: number;
 }
 
 export type VmmRequest =
@@ -39,7 +46,19 @@ export type VmmRequest =
       readonly rx: RateLimiterConfig | undefined;
       readonly tx: RateLimiterConfig | undefined;
     }
-  /** Report the counters. */
+  /** Ask the guest for a balloon of this size. Not done if its driver is not there. */
+  | { readonly kind: "balloon-amount"; readonly mib: number }
+  | { readonly kind: "balloon-stats-interval"; readonly seconds: number }
+  /** Begin or end a run of free page hinting. Not done if the driver is not there. */
+  | { readonly kind: "hinting-start"; readonly acknowledge: boolean }
+  | { readonly kind: "hinting-stop" }
+  /** Guest RAM where files are mapped: see `MemoryReclaim`. */
+  | { readonly kind: "file-ranges"; readonly ranges: readonly BufferRange[] }
+  /** Replace the metadata. */
+  | { readonly kind: "metadata"; readonly data: unknown }
+  /** Finish what the guest, which is paused, has asked of its drives. */
+  | { readonly kind: "drain-drives" }
+  /** Report the counters and the state. */
   | { readonly kind: "metrics" };
 
 export interface VmmCommand {
@@ -49,7 +68,11 @@ export interface VmmCommand {
 
 export interface VmmReply {
   readonly sequence: number;
+  /** False if a device could not do it at this moment. */
+  readonly done: boolean;
   readonly metrics: DeviceMetrics;
+  /** Undefined if there is no balloon. */
+  readonly balloon: BalloonState | undefined;
 }
 
 interface Waiting {
@@ -64,7 +87,7 @@ export class CommandSender {
   private closed = false;
 
   constructor(
-    private readonly port: MessagePort,
+    private readonly devices: { post(command: VmmCommand): void },
     private readonly doorbell: Doorbell,
   ) {}
 
@@ -74,7 +97,7 @@ export class CommandSender {
     const sequence = this.sequence++;
     return new Promise((resolve, reject) => {
       this.waiting.set(sequence, { resolve, reject });
-      this.port.postMessage({ sequence, request } satisfies VmmCommand);
+      this.devices.post({ sequence, request });
       this.doorbell.ring(SLOT_CONTROL, CONTROL_COMMAND);
     });
   }
@@ -89,6 +112,5 @@ export class CommandSender {
     for (const { reject } of this.waiting.values()) reject(new Error("the microVM has ended"));
     this.waiting.clear();
     this.closed = true;
-    this.port.close();
   }
 }

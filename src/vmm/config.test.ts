@@ -90,11 +90,7 @@ describe("schema", () => {
 
   test("what cannot be done is named, null, empty lists and defaults pass", () => {
     const base = { "boot-source": boot, drives: [] };
-    const given = {
-      balloon: { amount_mib: 1, deflate_on_oom: true },
-      "cpu-config": "c",
-      "mmds-config": { network_interfaces: ["1"] },
-    };
+    const given = { "cpu-config": "c" };
     for (const [key, value] of Object.entries(given)) {
       expect(() => parse({ ...base, [key]: value })).toThrow(`\`${key}\` is not supported yet`);
     }
@@ -107,20 +103,23 @@ describe("machine", () => {
   test("defaults are Firecracker's", () => {
     expect(configure({}).spec).toMatchObject({
       vcpus: 1,
+      smt: false,
       memMib: 128,
       entropy: false,
       bootArgs: "console=ttyS0",
     });
   });
 
+  test("smt is taken with one vCPU, which it does not change", () => {
+    const machine = { vcpu_count: 1, mem_size_mib: 128, smt: true };
+    expect(configure({ "machine-config": machine }).spec).toMatchObject({ vcpus: 1, smt: true });
+  });
+
   test.each([
     [{ vcpu_count: 0, mem_size_mib: 128 }, "The number of vCPUs must be greater than 0"],
     [{ vcpu_count: 33, mem_size_mib: 128 }, "less than 32"],
     [{ vcpu_count: 1, mem_size_mib: 0 }, "The memory size (MiB) is either 0"],
-    [
-      { vcpu_count: 1, mem_size_mib: 128, smt: true },
-      "`machine-config.smt` is not supported yet. Use `false`.",
-    ],
+    [{ vcpu_count: 3, mem_size_mib: 128, smt: true }, "must be 1 or an even number if SMT is enabled"],
     [
       { vcpu_count: 1, mem_size_mib: 128, huge_pages: "2M" },
       "`machine-config.huge_pages` `2M` is not supported yet. Use `None`.",
@@ -175,15 +174,43 @@ describe("drives", () => {
     [[drive("a", true), drive("b", true)], "A root block device already exists!"],
     [[drive("a-b")], "can only contain alphanumeric characters and underscores"],
     [
-      [drive("a", false, { io_engine: "Async" })],
-      "`drives.0.io_engine` `Async` is not supported yet. Use `Sync`.",
+      [{ drive_id: "a", is_root_device: false, socket: "/s" }],
+      "`drives.0.socket` is not supported yet. Leave it out. There are no vhost-user drives: give path_on_host.",
     ],
-    [[drive("a", false, { socket: "/s" })], "`drives.0.socket` is not supported yet. Leave it out."],
     [[{ drive_id: "a", is_root_device: false }], "has no path_on_host"],
     [[drive("none")], "No such file or directory (os error 2)"],
     [[{ ...drive("a"), path_on_host: "a\0b" }], "NUL"],
   ])("%j", (drives, message) => {
     expect(() => configure({ drives })).toThrow(message);
+  });
+});
+
+describe("balloon", () => {
+  const balloon = { amount_mib: 64, deflate_on_oom: true };
+
+  test("is handed on with its defaults, and shown", () => {
+    expect(configure({}).spec.balloon).toBeUndefined();
+    const { spec, json } = configure({ balloon });
+    expect(spec.balloon).toEqual({
+      amountMib: 64,
+      deflateOnOom: true,
+      statsPollingIntervalS: 0,
+      freePageHinting: false,
+      freePageReporting: false,
+    });
+    expect(json.balloon).toEqual({
+      ...balloon,
+      stats_polling_interval_s: 0,
+      free_page_hinting: false,
+      free_page_reporting: false,
+    });
+  });
+
+  test("is no larger than the memory", () => {
+    const machine = { vcpu_count: 1, mem_size_mib: 63 };
+    expect(() => configure({ "machine-config": machine, balloon })).toThrow(
+      "Amount of pages requested is too large. The guest has 63 MiB: ask for no more.",
+    );
   });
 });
 

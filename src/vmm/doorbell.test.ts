@@ -1,7 +1,14 @@
 import { expect, test } from "bun:test";
 import { EPOLLIN, Epoll } from "../platform/epoll.ts";
 import { EventFd } from "../platform/eventfd.ts";
-import { DOORBELL_SHARED_BYTES, Doorbell, MAX_SLOTS, SLOT_MAILBOX } from "./doorbell.ts";
+import {
+  CONTROL_MESSAGE,
+  DOORBELL_SHARED_BYTES,
+  Doorbell,
+  MAX_SLOTS,
+  SLOT_CONTROL,
+  SLOT_MAILBOX,
+} from "./doorbell.ts";
 import { MAILBOX_SHARED_BYTES, Mailbox } from "./mailbox.ts";
 
 /** A wake-up that only counts. */
@@ -33,6 +40,20 @@ test("bits wait in their slot and are taken once", () => {
   expect(doorbell.takeBits(3)).toBe(0);
   expect(doorbell.takeBits(31)).toBe(1 << 5);
   expect(doorbell.spin(10)).toBe(false);
+});
+
+test("messages to the main thread are counted, and ring", () => {
+  const { doorbell } = create();
+  expect(doorbell.messages).toBe(0);
+  doorbell.ringForMessage();
+  doorbell.ringForMessage();
+  expect(doorbell.messages).toBe(2);
+  // The count is none of the slots.
+  doorbell.ring(MAX_SLOTS - 1, 31);
+  expect(doorbell.takeSlots() >>> 0).toBe(0x8000_0001);
+  expect(doorbell.takeBits(SLOT_CONTROL)).toBe(1 << CONTROL_MESSAGE);
+  doorbell.takeBits(MAX_SLOTS - 1);
+  expect(doorbell.messages).toBe(2);
 });
 
 test("a sleeper is woken once, someone awake is not", () => {

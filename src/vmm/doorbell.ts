@@ -12,18 +12,23 @@ export const SLOT_CONTROL = 0;
 export const SLOT_MAILBOX = 1;
 export const SLOT_SERIAL = 2;
 export const SLOT_VIRTIO = 3;
-export const MAX_SLOTS = 32;
 
 /** Bits of {@link SLOT_CONTROL}. */
 export const CONTROL_STOP = 0;
 export const CONTROL_CTRL_ALT_DEL = 1;
 /** A VmmCommand waits in the vmm thread's message port. */
 export const CONTROL_COMMAND = 2;
+/** A vCPU has sent a message to the main thread, which may be the one that serves the devices. */
+export const CONTROL_MESSAGE = 3;
 
 /** Words of the shared region. */
 const ASLEEP = 0;
 const PENDING = 1;
 const BITS = 2;
+export const MAX_SLOTS = 32;
+/** Counts {@link CONTROL_MESSAGE}. */
+const MESSAGES = BITS + MAX_SLOTS;
+const WORDS = MESSAGES + 1;
 export const DOORBELL_SHARED_BYTES = 192;
 
 export class Doorbell {
@@ -35,7 +40,7 @@ export class Doorbell {
     offset: number,
     private readonly wake: EventFd,
   ) {
-    this.words = new Int32Array(shared, offset, BITS + MAX_SLOTS);
+    this.words = new Int32Array(shared, offset, WORDS);
   }
 
   /** Any thread: there is work of kind `bit` (0-31) in `slot`. */
@@ -45,6 +50,17 @@ export class Doorbell {
     Atomics.or(words, PENDING, 1 << slot);
     // Sequentially consistent with sleep(): either it sees PENDING, or this sees ASLEEP.
     if (Atomics.load(words, ASLEEP) !== 0 && Atomics.exchange(words, ASLEEP, 0) !== 0) this.wake.signal();
+  }
+
+  /** vCPU thread: a message has been sent to the main thread. */
+  ringForMessage(): void {
+    Atomics.add(this.words, MESSAGES, 1);
+    this.ring(SLOT_CONTROL, CONTROL_MESSAGE);
+  }
+
+  /** How many messages have been sent to the main thread. */
+  get messages(): number {
+    return Atomics.load(this.words, MESSAGES);
   }
 
   /** vmm thread: takes all slots with work, as a bit mask. */

@@ -14,6 +14,8 @@ import {
   tryLock,
   writeAt,
 } from "../platform/files.ts";
+import { punchHole, zeroRange } from "../platform/holes.ts";
+import { readVectorAt, writeVectorAt } from "../platform/iovec.ts";
 import { ConfigError } from "./config-error.ts";
 
 /** A backing file, opened and locked. Plain data: threads of one process share the descriptor. */
@@ -26,6 +28,8 @@ export interface OpenDisk {
 }
 
 const DISK_ID_BYTES = 20;
+/** Zeros are written in pieces of this size where the file system has no faster way, in bytes. */
+const ZEROS_BYTES = 2 ** 18;
 
 /**
  * Opens the backing file of drive `id`, and keeps another microVM from writing to it. `current` is the file that
@@ -86,12 +90,35 @@ export class FileDisk implements DiskFile {
     this.size = disk.size;
   }
 
-  readAt(offset: number, into: Uint8Array): number {
-    return readAt(this.fd, into, offset);
+  readAt(offset: number, into: readonly Uint8Array[]): number {
+    const [first] = into;
+    return into.length === 1 && first !== undefined
+      ? readAt(this.fd, first, offset)
+      : readVectorAt(this.fd, into, offset);
   }
 
-  writeAt(offset: number, from: Uint8Array): number {
-    return writeAt(this.fd, from, offset);
+  writeAt(offset: number, from: readonly Uint8Array[]): number {
+    const [first] = from;
+    return from.length === 1 && first !== undefined
+      ? writeAt(this.fd, first, offset)
+      : writeVectorAt(this.fd, from, offset);
+  }
+
+  discard(offset: number, length: number): void {
+    // Where the file system has no holes the disk stays as it is.
+    punchHole(this.fd, offset, length);
+  }
+
+  writeZeros(offset: number, length: number, unmap: boolean): void {
+    if (unmap && punchHole(this.fd, offset, length)) return;
+    if (zeroRange(this.fd, offset, length)) return;
+    const zeros = new Uint8Array(Math.min(length, ZEROS_BYTES));
+    for (let done = 0; done < length; ) {
+      const part = zeros.subarray(0, Math.min(zeros.length, length - done));
+      const put = writeAt(this.fd, part, offset + done);
+      if (put === 0) throw new Error(`zeros end at ${offset + done}`);
+      done += put;
+    }
   }
 
   sync(): void {

@@ -4,7 +4,8 @@ import { type ByteSource, bufferSource } from "../boot/byte-source.ts";
 import { SystemError } from "../platform/errno.ts";
 import { closeFile, fileStatus, openFile, readAt } from "../platform/files.ts";
 import { ConfigError } from "./config-error.ts";
-import { mapLaidOut } from "./laid-out-kernel.ts";
+import { mapLaidOut, pageRuns } from "./laid-out-kernel.ts";
+import type { BufferRange } from "./reclaim.ts";
 import type { FileSource } from "./spec.ts";
 
 /** Opens a kernel or initrd. Throws {@link ConfigError} that begins with `sentence`. */
@@ -33,11 +34,29 @@ export function fileSource(file: FileSource): ByteSource {
   };
 }
 
-/** An open kernel file. What a guest needs of it is kept in `cacheDir` as it lies in RAM. */
-export function kernelSource(file: FileSource, cacheDir: string): ByteSource {
+/**
+ * An open kernel file. What a guest needs of it is kept in `cacheDir` as it lies in RAM. `onMapped` is told where a file
+ * may be mapped then.
+ */
+export function kernelSource(
+  file: FileSource,
+  cacheDir: string,
+  onMapped?: (ranges: BufferRange[]) => void,
+): ByteSource {
   return {
     ...fileSource(file),
-    place: (memory, pieces) => mapLaidOut(memory, file, pieces, cacheDir),
+    place(memory, pieces) {
+      const placed = mapLaidOut(memory, file, pieces, cacheDir);
+      const runs = pageRuns(pieces.filter(({ size }) => size > 0));
+      // Also after a failure: it may have come in the middle.
+      onMapped?.(
+        runs.map(({ start, end }) => {
+          const offset = memory.offset(start, end - start);
+          return { start: offset, end: offset + end - start };
+        }),
+      );
+      return placed;
+    },
   };
 }
 

@@ -4,9 +4,9 @@
  * it will not block.
  */
 
-import { constants } from "node:os";
 import { EPOLLIN, EPOLLOUT, type Epoll } from "../platform/epoll.ts";
 import { SystemError } from "../platform/errno.ts";
+import { ERRNO } from "../platform/errno-numbers.ts";
 import {
   closeFile,
   duplicateFile,
@@ -120,7 +120,7 @@ export class InputStream {
     } catch (error) {
       // EIO: the terminal hung up, or this is a background process of it. EISDIR and EBADF: nothing to read.
       if (!(error instanceof SystemError)) throw error;
-      count = error.errno === constants.errno.EAGAIN ? undefined : 0;
+      count = error.errno === ERRNO.EAGAIN ? undefined : 0;
     }
     if (count === undefined) return;
     if (count === 0) {

@@ -3,15 +3,18 @@
  * it through this class.
  */
 
+import type { MmdsStore } from "../mmds/store.ts";
 import type { LogTarget } from "../observe/log-target.ts";
 import { METRICS_PERIOD_MS, type Metrics } from "../observe/metrics.ts";
 import { SystemError } from "../platform/errno.ts";
 import { closeFile, openFile } from "../platform/files.ts";
 import { isTerminal, setRawMode } from "../platform/tty.ts";
+import type { BalloonControl } from "./balloon-control.ts";
 import { ConfigError } from "./config-error.ts";
 import type { Microvm, MicrovmEnd } from "./microvm.ts";
 import { Resources } from "./resources.ts";
 import type { RateLimiter } from "./schema/resources.ts";
+import type { SpareVcpu } from "./spare-vcpu.ts";
 
 const STDIN = 0;
 const STDOUT = 1;
@@ -25,6 +28,14 @@ export interface InstanceOptions {
   readonly bootTimer: boolean;
   readonly log: LogTarget;
   readonly metrics: Metrics;
+  /** Time between two lines of metrics while the guest runs, in ms. */
+  readonly metricsPeriod?: number | undefined;
+  /** Call {@link Instance.metadataChanged} after a change. */
+  readonly mmds: MmdsStore;
+  /** As in `BuildOptions`. */
+  readonly devicesHere?: boolean | undefined;
+  readonly endsProcess?: boolean | undefined;
+  readonly vcpuThread?: SpareVcpu | undefined;
 }
 
 export class Instance {
@@ -54,14 +65,20 @@ export class Instance {
    */
   async start(): Promise<void> {
     if (this.microvm !== undefined) throw new Error("the microVM has been started before");
-    const { serialOutPath, ...machine } = this.resources.spec();
-    const { backend, bootTimer, log } = this.options;
+    const { serialOutPath, serialRateLimiter, ...machine } = this.resources.spec();
+    const { backend, bootTimer, log, id, mmds, devicesHere, endsProcess, vcpuThread } = this.options;
+    const { mmdsSettings } = this.resources;
     const opened = serialOutPath === undefined ? undefined : openSerialOutput(serialOutPath);
     let microvm: Microvm;
     try {
       const { buildMicrovm } = await import("./builder.ts");
-      const serial = { outputFd: opened ?? STDOUT, inputFd: STDIN };
-      microvm = await buildMicrovm({ ...machine, serial, bootTimer, log: log.options }, { backend });
+      const serial = { outputFd: opened ?? STDOUT, inputFd: STDIN, rateLimiter: serialRateLimiter };
+      const metadata =
+        mmdsSettings === undefined ? undefined : { ...mmdsSettings, instanceId: id, data: mmds.get() };
+      microvm = await buildMicrovm(
+        { ...machine, serial, mmds: metadata, bootTimer, log: log.options },
+        { backend, devicesHere, endsProcess, vcpuThread },
+      );
     } catch (error) {
       if (opened !== undefined) closeFile(opened);
       throw error;
@@ -70,7 +87,8 @@ export class Instance {
     this.microvm = microvm;
     if (isTerminal(STDIN)) process.on("exit", setRawMode(STDIN));
     void this.flushMetrics().catch(() => {});
-    this.timer = setInterval(() => void this.flushMetrics().catch(() => {}), METRICS_PERIOD_MS);
+    const period = this.options.metricsPeriod ?? METRICS_PERIOD_MS;
+    this.timer = setInterval(() => void this.flushMetrics().catch(() => {}), period);
     void microvm.ended.then((end) => this.finish(end));
   }
 
@@ -125,10 +143,23 @@ export class Instance {
     this.resources.setNetworkRateLimiters(id, rx, tx);
   }
 
+  /** Gives the metadata to a running guest that may see them. */
+  async metadataChanged(): Promise<void> {
+    if (this.microvm === undefined || this.over || this.resources.mmdsSettings === undefined) return;
+    await this.microvm.updateMetadata(this.options.mmds.get());
+  }
+
+  /** The balloon of the running guest. */
+  async balloon(): Promise<BalloonControl> {
+    const { BalloonControl } = await import("./balloon-control.ts");
+    return new BalloonControl(this.resources, this.running);
+  }
+
   /** Writes a line of metrics. False if there is a place for them and it takes nothing. */
   async flushMetrics(): Promise<boolean> {
-    const { metrics } = this.options;
+    const { metrics, log } = this.options;
     if (!metrics.isOpen) return true;
+    metrics.setTotal("logger", "missed_log_count", log.lost);
     // The end of the machine has brought the last counts with it.
     if (this.microvm !== undefined && !this.over) metrics.setDevices(await this.microvm.deviceMetrics());
     return metrics.flush();

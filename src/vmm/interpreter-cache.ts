@@ -1,7 +1,7 @@
 /** The software CPU's interpreter module, kept in the user's cache: building it costs 100 ms and 60 MiB. */
 import { mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { defaultCacheDir } from "../image/cache.ts";
+import { defaultCacheDir } from "../image/cache-dir.ts";
 
 const SOURCES = ["", "table", "wasm", "jit"].map((folder) =>
   join(import.meta.dir, "../hypervisor/soft", folder),

@@ -18,6 +18,7 @@ import { filled, MIB, makeElf, u64 } from "../boot/test-images.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
 import { kernelSource } from "./file-source.ts";
 import { mapLaidOut, pageRuns } from "./laid-out-kernel.ts";
+import { type BufferRange, MemoryReclaim } from "./reclaim.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "sparkler-laid-out-"));
 afterAll(() => rmSync(dir, { recursive: true }));
@@ -89,6 +90,28 @@ test("a kernel is the same mapped as read, and the second guest has the first on
   expect(first.readU64(MIB + 16)).toBe(0x1234n);
   expect(readdirSync(join(cacheDir, "images"))).toEqual([image!]);
   expect(statSync(join(cacheDir, "images", image!)).ino).toBe(ino);
+});
+
+test("where it is mapped is told, so that pages given to the host do not show the file again", () => {
+  const path = kernelFile("told");
+  const memory = guestMemory();
+  const told: BufferRange[] = [];
+  const fd = openSync(path, "r");
+  loadElf(
+    memory,
+    kernelSource({ fd, path }, join(dir, "told-cache"), (ranges) => told.push(...ranges)),
+  );
+  closeSync(fd);
+  expect(told).toEqual([
+    { start: BASE + MIB, end: BASE + 3 * MIB + 4096 },
+    { start: BASE + 6 * MIB, end: BASE + 6 * MIB + 8192 },
+    { start: BASE + 6 * MIB + 12_288, end: BASE + 6 * MIB + 16_384 },
+  ]);
+  const reclaim = new MemoryReclaim();
+  reclaim.addFileRanges(told);
+  reclaim.discard(memory.slice(2 * MIB, 4096));
+  expect(memory.slice(2 * MIB, 4096).every((byte) => byte === 0)).toBe(true);
+  expect(memory.slice(2 * MIB + 4096, 100)).toEqual(text.subarray(MIB + 4096 - 16, MIB + 4096 - 16 + 100));
 });
 
 test("a kernel that is written anew in the same place is laid out anew", () => {

@@ -4,8 +4,6 @@
  * that their guests do not write to. A copy, because nobody writes to that while guests run on it.
  */
 
-import { chmodSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
-import { join } from "node:path";
 import type { KernelPiece } from "../boot/byte-source.ts";
 import type { GuestMemory } from "../memory/guest-memory.ts";
 import {
@@ -30,7 +28,7 @@ const COPY_CHUNK = 2 ** 20;
 const FORMAT = 1;
 
 /** Pages of guest RAM from `start` to before `end`, guest-physical. */
-interface Run {
+export interface PageRun {
   start: number;
   end: number;
 }
@@ -54,8 +52,8 @@ export function mapLaidOut(
 
   let fd: number | undefined;
   try {
-    const folder = join(cacheDir, "images");
-    const path = join(folder, imageName(kernel, filled));
+    const folder = `${cacheDir}/images`;
+    const path = `${folder}/${imageName(kernel, filled)}`;
     fd = openImage(path, size) ?? makeImage(folder, path, kernel, filled, first!.start, size);
     for (const { start, end } of runs) {
       mapFilePrivately(memory.slice(start, end - start), fd, start - first!.start);
@@ -70,8 +68,8 @@ export function mapLaidOut(
 }
 
 /** The pages that the pieces touch, in order, neighbours joined. */
-export function pageRuns(pieces: readonly KernelPiece[]): Run[] {
-  const runs: Run[] = [];
+export function pageRuns(pieces: readonly KernelPiece[]): PageRun[] {
+  const runs: PageRun[] = [];
   for (const { gpa, size } of pieces.toSorted((a, b) => a.gpa - b.gpa)) {
     const start = Math.floor(gpa / PAGE) * PAGE;
     const end = Math.ceil((gpa + size) / PAGE) * PAGE;
@@ -113,6 +111,7 @@ function makeImage(
   origin: number,
   size: number,
 ): number {
+  const { chmodSync, mkdirSync, renameSync, rmSync } = fileSystem();
   mkdirSync(folder, { recursive: true });
   removeOld(folder);
   const partial = `${path}.${process.pid}`;
@@ -145,10 +144,16 @@ function copyPiece(from: number, to: number, { offset, size }: KernelPiece, at: 
 
 /** Guests that run on an image that is removed keep its pages. */
 function removeOld(folder: string): void {
+  const { readdirSync, rmSync, statSync } = fileSystem();
   const images = readdirSync(folder).map((name) => {
-    const path = join(folder, name);
+    const path = `${folder}/${name}`;
     return { path, mtime: statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? 0 };
   });
   const old = images.sort((a, b) => b.mtime - a.mtime).slice(MAX_IMAGES - 1);
   for (const { path } of old) rmSync(path, { force: true });
+}
+
+/** Loaded when an image is made, because it takes as long to load as all else here. */
+function fileSystem() {
+  return process.getBuiltinModule("node:fs");
 }

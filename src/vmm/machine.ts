@@ -7,16 +7,18 @@ import { GSI_LEGACY_END, GSI_LEGACY_START, VIRTIO_MMIO_SIZE, VIRTIO_MMIO_START }
 import type { VirtioMmioRange } from "../boot/virtio-range.ts";
 import { BOOT_TIMER_SHARED_BYTES } from "../devices/legacy/boot-timer.ts";
 import { I8042_SHARED_BYTES } from "../devices/legacy/i8042.ts";
+import { PM1_SHARED_BYTES } from "../devices/legacy/pm1.ts";
 import { SERIAL_SHARED_BYTES } from "../devices/legacy/serial.ts";
 import { MMIO_SHARED_BYTES } from "../devices/virtio/mmio/registers.ts";
 import type { GuestMemoryLayout } from "../memory/guest-memory.ts";
+import type { MmdsConfig } from "../mmds/mmds.ts";
 import type { LoggerOptions } from "../observe/logger.ts";
 import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
 import { ConfigError } from "./config-error.ts";
 import { DOORBELL_SHARED_BYTES } from "./doorbell.ts";
 import type { OpenDisk } from "./file-disk.ts";
 import { MAILBOX_SHARED_BYTES } from "./mailbox.ts";
-import type { NetSpec, ProgramSpec, SerialSpec, VsockSpec } from "./spec.ts";
+import type { BalloonSpec, NetSpec, ProgramSpec, SerialSpec, VsockSpec } from "./spec.ts";
 
 /** One device behind a virtio-mmio window. */
 export type VirtioDevicePlan =
@@ -26,10 +28,12 @@ export type VirtioDevicePlan =
       disk: OpenDisk;
       readOnly: boolean;
       cacheType: "Unsafe" | "Writeback";
+      ioEngine?: "Sync" | "Async" | undefined;
       rateLimiter?: RateLimiterConfig | undefined;
     }
   | { kind: "net"; net: NetSpec }
   | { kind: "vsock"; vsock: VsockSpec }
+  | { kind: "balloon"; balloon: BalloonSpec }
   | { kind: "rng"; rateLimiter?: RateLimiterConfig | undefined }
   | { kind: "console"; program: ProgramSpec };
 
@@ -54,9 +58,13 @@ export interface MachinePlan {
   readonly serialOffset: number;
   readonly i8042Offset: number;
   readonly bootTimerOffset: number;
+  readonly pm1Offset: number;
   readonly virtio: readonly VirtioPlan[];
   readonly serial: SerialSpec;
+  readonly mmds: MmdsConfig | undefined;
   readonly bootTimer: boolean;
+  /** Two vCPUs are the threads of one core. */
+  readonly smt: boolean;
   /** When building began, what the boot timer counts from: Unix time in ms, and CPU time of the process in us. */
   readonly startedAt: number;
   readonly startedCpu: number;
@@ -81,7 +89,17 @@ class SharedLayout {
 export interface PlanOptions
   extends Pick<
     MachinePlan,
-    "backend" | "memory" | "ram" | "wakeFd" | "serial" | "bootTimer" | "startedAt" | "startedCpu" | "log"
+    | "backend"
+    | "memory"
+    | "ram"
+    | "wakeFd"
+    | "serial"
+    | "mmds"
+    | "bootTimer"
+    | "smt"
+    | "startedAt"
+    | "startedCpu"
+    | "log"
   > {
   readonly vcpus: number;
   readonly devices: readonly VirtioDevicePlan[];
@@ -104,6 +122,7 @@ export function planMachine(options: PlanOptions): MachinePlan {
   const serialOffset = layout.take(SERIAL_SHARED_BYTES);
   const i8042Offset = layout.take(I8042_SHARED_BYTES);
   const bootTimerOffset = layout.take(BOOT_TIMER_SHARED_BYTES);
+  const pm1Offset = layout.take(PM1_SHARED_BYTES);
   const virtio = devices.map((device, i) => ({
     gpa: VIRTIO_MMIO_START + i * VIRTIO_MMIO_SIZE,
     size: VIRTIO_MMIO_SIZE,
@@ -118,6 +137,7 @@ export function planMachine(options: PlanOptions): MachinePlan {
     serialOffset,
     i8042Offset,
     bootTimerOffset,
+    pm1Offset,
     virtio,
     shared: new SharedArrayBuffer(layout.bytes),
   };

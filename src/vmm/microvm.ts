@@ -1,10 +1,12 @@
 /** A running microVM, as the main thread holds it: how to pause, change and stop it, and how it ended. */
 
+import type { BalloonState } from "../devices/virtio/balloon/balloon.ts";
 import type { VcpuEnd } from "../hypervisor/types.ts";
 import { closeFile } from "../platform/files.ts";
 import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
-import type { CommandSender, DeviceMetrics } from "./commands.ts";
+import type { CommandSender, DeviceMetrics, VmmRequest } from "./commands.ts";
 import { ConfigError } from "./config-error.ts";
+import type { DeviceHost } from "./device-host.ts";
 import { CONTROL_CTRL_ALT_DEL, CONTROL_STOP, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import { type OpenDisk, openDisk } from "./file-disk.ts";
 import type { VcpuEvent, VmmEvent } from "./messages.ts";
@@ -34,11 +36,13 @@ const STOP_TIMEOUT_MS = 2000;
 export interface RunningDrive {
   readonly id: string;
   readonly readOnly: boolean;
+  /** It may have transfers in flight. */
+  readonly async: boolean;
   disk: OpenDisk;
 }
 
 export interface MicrovmParts {
-  readonly vmm: Worker;
+  readonly devices: DeviceHost;
   readonly vcpus: readonly Worker[];
   readonly doorbell: Doorbell;
   readonly requestStop: () => void;
@@ -46,6 +50,8 @@ export interface MicrovmParts {
   readonly requestResume: () => void;
   readonly commands: CommandSender;
   readonly drives: readonly RunningDrive[];
+  /** The process ends with the microVM, which takes less than to take threads and machine apart before. */
+  readonly endsProcess?: boolean | undefined;
   /** Releases descriptors. Called once, when all threads are done; not at all if one of them is stuck. */
   readonly release: () => void;
 }
@@ -64,7 +70,7 @@ export class Microvm {
   private stillRunning = 0;
   private pauseWaiter: { resolve(): void; reject(error: Error): void } | undefined;
 
-  /** The workers must be ready, and the vCPUs told to run. */
+  /** The devices must be built, and the vCPUs are to be told to run. */
   constructor(
     private readonly parts: MicrovmParts,
     private readonly events: MicrovmEvents = {},
@@ -73,8 +79,7 @@ export class Microvm {
     this.ended = new Promise((resolve) => {
       this.settle = resolve;
     });
-    parts.vmm.onmessage = ({ data }: MessageEvent<VmmEvent>) => this.vmmEvent(data);
-    parts.vmm.onerror = (event) => this.fail(`the device thread failed: ${event.message}`);
+    parts.devices.serve((event) => this.vmmEvent(event));
     for (const vcpu of parts.vcpus) {
       vcpu.onmessage = ({ data }: MessageEvent<VcpuEvent>) => this.vcpuEvent(data);
       vcpu.onerror = (event) => this.fail(`a vCPU thread failed: ${event.message}`);
@@ -105,16 +110,22 @@ export class Microvm {
     return this.pauseAsked;
   }
 
-  /** Resolves when no vCPU executes anything any more. Harmless if it is paused. Rejects if the microVM ends. */
-  pause(): Promise<void> {
-    if (this.finished) return Promise.reject(new Error("the microVM has ended"));
-    if (this.pauseAsked) return Promise.resolve();
+  /**
+   * Resolves when no vCPU executes anything any more and the drives have nothing in flight. Harmless if it is paused.
+   * Rejects if the microVM ends.
+   */
+  async pause(): Promise<void> {
+    if (this.finished) throw new Error("the microVM has ended");
+    if (this.pauseAsked) return;
     this.pauseAsked = true;
     this.stillRunning = this.running;
-    return new Promise((resolve, reject) => {
+    await new Promise<void>((resolve, reject) => {
       this.pauseWaiter = { resolve, reject };
       this.parts.requestPause();
     });
+    if (this.parts.drives.some((drive) => drive.async)) {
+      await this.parts.commands.send({ kind: "drain-drives" });
+    }
   }
 
   /** Ends a pause. Harmless if there is none. */
@@ -156,6 +167,43 @@ export class Microvm {
     await this.parts.commands.send({ kind: "limit-net", id, rx, tx });
   }
 
+  /** Asks the guest for a balloon of this size. Throws `ConfigError` if its driver is not there. */
+  async setBalloonAmount(mib: number): Promise<void> {
+    await this.balloonRequest({ kind: "balloon-amount", mib });
+  }
+
+  /** Changes how often the guest is asked for statistics, which it must have been from the start. */
+  async setBalloonStatsInterval(seconds: number): Promise<void> {
+    await this.balloonRequest({ kind: "balloon-stats-interval", seconds });
+  }
+
+  /** Begins a run of free page hinting. Throws `ConfigError` if the balloon's driver is not there. */
+  async startHinting(acknowledge: boolean): Promise<void> {
+    await this.balloonRequest({ kind: "hinting-start", acknowledge });
+  }
+
+  /** Ends a run of free page hinting. Throws `ConfigError` if the balloon's driver is not there. */
+  async stopHinting(): Promise<void> {
+    await this.balloonRequest({ kind: "hinting-stop" });
+  }
+
+  /** What the balloon holds and knows. Undefined if there is none. */
+  async balloonState(): Promise<BalloonState | undefined> {
+    return (await this.parts.commands.send({ kind: "metrics" })).balloon;
+  }
+
+  private async balloonRequest(request: VmmRequest): Promise<void> {
+    const { done } = await this.parts.commands.send(request);
+    if (!done) {
+      throw new ConfigError("Device is inactive, check if balloon driver is enabled in guest kernel.");
+    }
+  }
+
+  /** Replaces the metadata that the guest sees. */
+  async updateMetadata(data: unknown): Promise<void> {
+    await this.parts.commands.send({ kind: "metadata", data });
+  }
+
   /** Counters of the devices. Rejects if the microVM ends first. */
   async deviceMetrics(): Promise<DeviceMetrics> {
     return (await this.parts.commands.send({ kind: "metrics" })).metrics;
@@ -194,7 +242,7 @@ export class Microvm {
         break;
       case "stopped":
         this.finish(this.end ?? { kind: "stopped" }, event.consoleTail, event.metrics);
-        this.parts.release();
+        if (this.parts.endsProcess !== true) this.parts.release();
         break;
       case "reply":
         this.parts.commands.answered(event.reply);
@@ -216,10 +264,12 @@ export class Microvm {
     clearTimeout(this.stopTimer);
     this.pauseWaiter?.reject(new Error("the microVM has ended"));
     this.parts.commands.close();
-    for (const worker of [this.parts.vmm, ...this.parts.vcpus]) {
-      worker.onmessage = null;
-      worker.onerror = null;
-      worker.terminate();
+    const { devices, vcpus, endsProcess } = this.parts;
+    if (endsProcess !== true) void devices.terminate();
+    for (const vcpu of vcpus) {
+      vcpu.onmessage = null;
+      vcpu.onerror = null;
+      if (endsProcess !== true) vcpu.terminate();
     }
     this.settle({ end, consoleTail, stats: this.stats, metrics });
   }

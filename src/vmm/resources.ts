@@ -6,24 +6,31 @@
 import { CommandLine } from "../boot/cmdline.ts";
 import { SystemError } from "../platform/errno.ts";
 import { closeFile, removeFile } from "../platform/files.ts";
+import { ioUringProblem, ioUringRefusal } from "../platform/host-probe.ts";
 import { listenUnix } from "../platform/unix-socket.ts";
+import type { TokenBucketConfig } from "../ratelimit/token-bucket.ts";
 import { checkLimits } from "./accel.ts";
 import { ConfigError } from "./config-error.ts";
 import { openDisk } from "./file-disk.ts";
 import { openBootFile } from "./file-source.ts";
+import { type MmdsSettings, mmdsJson, mmdsSettings } from "./mmds-config.ts";
+import { driveJson, limiterJson, networkJson, vsockJson } from "./resource-json.ts";
+import { balloonSpec, driveSpec, netSpec, vsockSpec } from "./resource-specs.ts";
 import type {
+  Balloon,
   BootSource,
   Drive,
   Entropy,
   MachineConfig,
   MachineConfigUpdate,
+  MmdsConfig,
   NetworkInterface,
   RateLimiter,
   Serial,
   VmmConfig,
   Vsock,
 } from "./schema/resources.ts";
-import type { DriveSpec, FileSource, MachineSpec, NetSpec, VsockSpec } from "./spec.ts";
+import type { DriveSpec, FileSource, MachineSpec } from "./spec.ts";
 import { openTapDevice } from "./tap-device.ts";
 
 /** Defaults of Firecracker's machine-config. */
@@ -34,13 +41,19 @@ const DEFAULT_MACHINE = {
   track_dirty_pages: false,
   huge_pages: "None",
 } as const;
+const DEFAULT_BALLOON = {
+  stats_polling_interval_s: 0,
+  free_page_hinting: false,
+  free_page_reporting: false,
+} as const;
 const MAX_VCPUS = 32;
 const RESOURCE_ID = /^[\p{L}\p{N}_]+$/u;
 
 /** The parts of a MachineSpec that the configuration decides. */
 export interface ConfiguredMachine
-  extends Pick<MachineSpec, "entropy" | "entropyRateLimiter" | "networks" | "vsock"> {
+  extends Pick<MachineSpec, "entropy" | "entropyRateLimiter" | "networks" | "vsock" | "balloon"> {
   readonly vcpus: number;
+  readonly smt: boolean;
   readonly memMib: number;
   /** Open until {@link Resources.closeBootFiles}. */
   readonly kernel: FileSource;
@@ -48,6 +61,7 @@ export interface ConfiguredMachine
   readonly bootArgs: string | undefined;
   readonly drives: readonly DriveSpec[];
   readonly serialOutPath: string | undefined;
+  readonly serialRateLimiter: TokenBucketConfig | undefined;
 }
 
 interface BootFiles {
@@ -65,6 +79,8 @@ export class Resources {
   private networks: { readonly config: NetworkInterface; readonly fd: number }[] = [];
   private vsock: { readonly config: Vsock; readonly listenFd: number } | undefined;
   private serial: Serial | undefined;
+  private balloonConfig: Balloon | undefined;
+  private mmds: MmdsSettings | undefined;
 
   /** `backend`: see `loadBackend`; it limits vCPUs and memory. */
   constructor(private readonly backend: string = "soft") {}
@@ -75,7 +91,9 @@ export class Resources {
     this.setBootSource(config["boot-source"]);
     for (const drive of config.drives) this.setDrive(drive);
     for (const network of config["network-interfaces"] ?? []) this.setNetwork(network);
+    if (config["mmds-config"] !== undefined) this.setMmds(config["mmds-config"]);
     if (config.vsock !== undefined) this.setVsock(config.vsock);
+    if (config.balloon !== undefined) this.setBalloon(config.balloon);
     if (config.entropy !== undefined) this.setEntropy(config.entropy);
     if (config.serial !== undefined) this.setSerial(config.serial);
   }
@@ -106,14 +124,24 @@ export class Resources {
   /** Puts the vCPUs and the memory. Fields left out get their defaults. Throws {@link ConfigError}. */
   setMachine(config: MachineConfig): void {
     const { cpu_template: _, ...given } = config;
-    this.machineConfig = checkMachine({ ...DEFAULT_MACHINE, ...given }, this.backend);
+    this.useMachine({ ...DEFAULT_MACHINE, ...given });
   }
 
   /** Changes some fields. Throws {@link ConfigError}. */
   updateMachine(update: MachineConfigUpdate): void {
     const { cpu_template: _, ...given } = update;
     const defined = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
-    this.machineConfig = checkMachine({ ...this.machineConfig, ...defined }, this.backend);
+    this.useMachine({ ...this.machineConfig, ...defined });
+  }
+
+  private useMachine(machine: MachineConfig): void {
+    const checked = checkMachine(machine, this.backend);
+    if ((this.balloonConfig?.amount_mib ?? 0) > checked.mem_size_mib) {
+      throw new ConfigError(
+        "The memory size (MiB) is smaller than the previously set balloon device target size.",
+      );
+    }
+    this.machineConfig = checked;
   }
 
   /** Adds a drive or replaces the one of the same id. The root drive comes first. Throws {@link ConfigError}. */
@@ -131,6 +159,7 @@ export class Resources {
     if (drive.is_root_device && this.drives.some((other, i) => other.is_root_device && i !== same)) {
       throw new ConfigError("A root block device already exists!");
     }
+    if (drive.io_engine === "Async") checkIoUring(id);
     // Opened once here, so that a wrong path is told now and not when the machine starts.
     closeFile(openDisk(id, drive.path_on_host, drive.is_read_only ?? false).fd);
     const drives = this.drives.toSpliced(same < 0 ? this.drives.length : same, same < 0 ? 0 : 1, drive);
@@ -176,6 +205,16 @@ export class Resources {
       same < 0 ? 0 : 1,
       network,
     );
+  }
+
+  /** Lets guests get the metadata through some of the interfaces that there are. Throws {@link ConfigError}. */
+  setMmds(config: MmdsConfig): void {
+    this.mmds = mmdsSettings(config, this.networkIds);
+  }
+
+  /** How guests get the metadata; undefined if they do not. */
+  get mmdsSettings(): MmdsSettings | undefined {
+    return this.mmds;
   }
 
   get networkIds(): string[] {
@@ -226,6 +265,23 @@ export class Resources {
     this.vsock = undefined;
   }
 
+  /** The balloon as it is configured. Throws {@link ConfigError} if there is none. */
+  get balloon(): Balloon {
+    if (this.balloonConfig === undefined) throw new ConfigError("No balloon device found.");
+    return this.balloonConfig;
+  }
+
+  /** Throws {@link ConfigError} if the balloon is larger than the memory. */
+  setBalloon(config: Balloon): void {
+    checkBalloonAmount(config.amount_mib, this.machineConfig.mem_size_mib);
+    this.balloonConfig = { ...DEFAULT_BALLOON, ...config };
+  }
+
+  /** Notes what was changed under the running guest. */
+  noteBalloon(config: Balloon): void {
+    this.balloonConfig = config;
+  }
+
   setEntropy(entropy: Entropy): void {
     this.entropy = entropy;
   }
@@ -241,6 +297,7 @@ export class Resources {
     }
     return {
       vcpus: this.machineConfig.vcpu_count,
+      smt: this.machineConfig.smt ?? false,
       memMib: this.machineConfig.mem_size_mib,
       ...this.bootFiles,
       bootArgs: this.boot?.boot_args,
@@ -249,7 +306,9 @@ export class Resources {
       entropyRateLimiter: this.entropy?.rate_limiter,
       networks: this.networks.map(({ config, fd }) => netSpec(config, fd)),
       vsock: this.vsock === undefined ? undefined : vsockSpec(this.vsock.config, this.vsock.listenFd),
+      balloon: this.balloonConfig === undefined ? undefined : balloonSpec(this.balloonConfig),
       serialOutPath: this.serial?.serial_out_path,
+      serialRateLimiter: this.serial?.rate_limiter,
     };
   }
 
@@ -257,14 +316,14 @@ export class Resources {
   toJson(): Record<string, unknown> {
     const { kernel_image_path = "", initrd_path = null, boot_args = null } = this.boot ?? {};
     return {
-      balloon: null,
+      balloon: this.balloonConfig ?? null,
       drives: this.drives.map(driveJson),
       "boot-source": { kernel_image_path, initrd_path, boot_args },
       "cpu-config": null,
       logger: null,
       "machine-config": this.machineConfig,
       metrics: null,
-      "mmds-config": null,
+      "mmds-config": this.mmds === undefined ? null : mmdsJson(this.mmds),
       "network-interfaces": this.networks.map(({ config }) => networkJson(config)),
       vsock: this.vsock === undefined ? null : vsockJson(this.vsock.config),
       entropy: this.entropy === undefined ? null : { rate_limiter: limiterJson(this.entropy.rate_limiter) },
@@ -279,6 +338,15 @@ export class Resources {
     for (const file of [this.bootFiles.kernel, ...this.bootFiles.initrd]) closeFile(file.fd);
     this.bootFiles = undefined;
   }
+}
+
+/** Throws {@link ConfigError} if the host refuses what `io_engine` Async needs. */
+function checkIoUring(id: string): void {
+  const problem = ioUringProblem(ioUringRefusal());
+  if (problem === undefined) return;
+  throw new ConfigError(
+    `Unable to create the block device \`${id}\`: FileEngine: Async: IoUring: ${problem} Or use io_engine \`Sync\`.`,
+  );
 }
 
 function checkBootArgs(bootArgs: string | undefined): void {
@@ -307,50 +375,12 @@ function checkMachine(machine: MachineConfig, backend: string): MachineConfig {
   return machine;
 }
 
-function driveSpec(drive: Drive): DriveSpec {
-  return {
-    id: drive.drive_id,
-    path: drive.path_on_host ?? "",
-    readOnly: drive.is_read_only ?? false,
-    root: drive.is_root_device,
-    partuuid: drive.partuuid,
-    cacheType: drive.cache_type ?? "Unsafe",
-    rateLimiter: drive.rate_limiter,
-  };
-}
-
-function netSpec(config: NetworkInterface, fd: number): NetSpec {
-  return {
-    id: config.iface_id,
-    link: { kind: "tap", fd },
-    mac: config.guest_mac === undefined ? undefined : parseMac(config.guest_mac),
-    mtu: config.mtu,
-    rxRateLimiter: config.rx_rate_limiter,
-    txRateLimiter: config.tx_rate_limiter,
-  };
-}
-
-function parseMac(text: string): Uint8Array {
-  return Uint8Array.from(text.split(":"), (part) => Number.parseInt(part, 16));
-}
-
-function vsockSpec(config: Vsock, listenFd: number): VsockSpec {
-  return { guestCid: config.guest_cid, udsPath: config.uds_path, listenFd };
-}
-
-function networkJson(config: NetworkInterface): Record<string, unknown> {
-  return {
-    iface_id: config.iface_id,
-    host_dev_name: config.host_dev_name,
-    guest_mac: config.guest_mac ?? null,
-    mtu: config.mtu ?? null,
-    rx_rate_limiter: limiterJson(config.rx_rate_limiter),
-    tx_rate_limiter: limiterJson(config.tx_rate_limiter),
-  };
-}
-
-function vsockJson({ guest_cid, uds_path }: Vsock): Record<string, unknown> {
-  return { guest_cid, uds_path };
+/** Throws {@link ConfigError} if a balloon of this size takes more than the guest has. Both in MiB. */
+export function checkBalloonAmount(amount: number, memory: number): void {
+  if (amount <= memory) return;
+  throw new ConfigError(
+    `Amount of pages requested is too large. The guest has ${memory} MiB: ask for no more.`,
+  );
 }
 
 /** A limiter after a change of some of its buckets: one of size 0 or refill time 0 goes away. */
@@ -359,31 +389,4 @@ function updatedLimiter(
   update: RateLimiter | undefined,
 ): RateLimiter | undefined {
   return { ...before, ...update };
-}
-
-function limiterJson(limiter: RateLimiter | undefined): Record<string, unknown> | null {
-  const bucket = (config: RateLimiter["bandwidth"]) => {
-    if (config === undefined || config.size === 0 || config.refill_time === 0) return null;
-    return {
-      size: config.size,
-      one_time_burst: config.one_time_burst ?? null,
-      refill_time: config.refill_time,
-    };
-  };
-  const [bandwidth, ops] = [bucket(limiter?.bandwidth), bucket(limiter?.ops)];
-  return bandwidth === null && ops === null ? null : { bandwidth, ops };
-}
-
-function driveJson(drive: Drive): Record<string, unknown> {
-  return {
-    drive_id: drive.drive_id,
-    partuuid: drive.partuuid ?? null,
-    is_root_device: drive.is_root_device,
-    cache_type: drive.cache_type ?? "Unsafe",
-    is_read_only: drive.is_read_only ?? false,
-    path_on_host: drive.path_on_host ?? null,
-    rate_limiter: limiterJson(drive.rate_limiter),
-    io_engine: drive.io_engine ?? "Sync",
-    socket: null,
-  };
 }

@@ -2,6 +2,8 @@
 
 import type { SerialBack } from "../devices/legacy/serial.ts";
 import type { Epoll } from "../platform/epoll.ts";
+import type { TimerSource } from "../ratelimit/rate-limiter.ts";
+import { TokenBucket } from "../ratelimit/token-bucket.ts";
 import type { UartMetrics } from "./commands.ts";
 import { InputStream, OutputStream } from "./host-stream.ts";
 import type { SerialSpec } from "./spec.ts";
@@ -35,6 +37,8 @@ export class SerialPort {
   readonly input: InputStream | undefined;
   private sent = 0;
   private received = 0;
+  private dropped = 0;
+  private readonly limit: TokenBucket | undefined;
   private readonly output: OutputStream | undefined;
   private readonly tail: Tail | undefined;
   /** Taken from the port, not yet taken by the descriptor. While there is some, the port is left to fill up. */
@@ -44,8 +48,10 @@ export class SerialPort {
     epoll: Epoll,
     spec: SerialSpec,
     private readonly back: SerialBack,
+    private readonly clock: Pick<TimerSource, "now">,
     onBroken: (what: string) => void,
   ) {
+    this.limit = TokenBucket.create(spec.rateLimiter, clock.now());
     if (spec.outputFd !== undefined) {
       this.output = new OutputStream(
         epoll,
@@ -86,11 +92,24 @@ export class SerialPort {
   }
 
   get metrics(): UartMetrics {
-    return { sent: this.sent, received: this.received, lost: this.back.lostOutput };
+    return {
+      sent: this.sent,
+      received: this.received,
+      lost: this.back.lostOutput,
+      dropped: this.dropped,
+    };
   }
 
   get tailText(): string {
     return this.tail?.text() ?? "";
+  }
+
+  /** As Firecracker, which does not make the guest wait either. */
+  private limited(bytes: Uint8Array): Uint8Array {
+    if (this.limit === undefined) return bytes;
+    const count = this.limit.takeUpTo(bytes.length, this.clock.now());
+    this.dropped += bytes.length - count;
+    return bytes.subarray(0, count);
   }
 
   private flushPending(): void {
@@ -105,8 +124,9 @@ export class SerialPort {
         if (this.pending.length > 0) throw OUTPUT_FULL;
         this.tail?.add(bytes);
         this.sent += bytes.length;
-        const taken = this.output?.write(bytes) ?? bytes.length;
-        if (taken < bytes.length) this.pending = bytes.slice(taken);
+        const allowed = this.limited(bytes);
+        const taken = this.output?.write(allowed) ?? allowed.length;
+        if (taken < allowed.length) this.pending = allowed.slice(taken);
       });
     } catch (reason) {
       if (reason !== OUTPUT_FULL) throw reason;

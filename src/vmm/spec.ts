@@ -1,7 +1,9 @@
 /** What a microVM is to be made of: the outcome of a configuration file or of `sparkler run`'s flags. */
 
+import type { MmdsConfig } from "../mmds/mmds.ts";
 import type { LoggerOptions } from "../observe/logger.ts";
 import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
+import type { TokenBucketConfig } from "../ratelimit/token-bucket.ts";
 
 export interface DriveSpec {
   /** Name in log lines. */
@@ -14,6 +16,8 @@ export interface DriveSpec {
   readonly partuuid?: string | undefined;
   /** `Writeback`: FLUSH reaches the storage device before it completes. `Unsafe`: FLUSH does nothing. */
   readonly cacheType: "Unsafe" | "Writeback";
+  /** `Async`: many transfers at once, through io_uring. `Sync` if left out. */
+  readonly ioEngine?: "Sync" | "Async" | undefined;
   readonly rateLimiter?: RateLimiterConfig | undefined;
 }
 
@@ -42,12 +46,24 @@ export interface VsockSpec {
   readonly listenFd: number;
 }
 
+export interface BalloonSpec {
+  /** Memory that the balloon takes from the guest, MiB. */
+  readonly amountMib: number;
+  readonly deflateOnOom: boolean;
+  /** Seconds between two statistics; 0: none. */
+  readonly statsPollingIntervalS: number;
+  readonly freePageHinting: boolean;
+  readonly freePageReporting: boolean;
+}
+
 /** Where the first serial port is connected to. */
 export interface SerialSpec {
   /** Descriptor that gets the output; undefined: the output is thrown away. */
   readonly outputFd?: number | undefined;
   /** Descriptor whose bytes are typed at the port. */
   readonly inputFd?: number | undefined;
+  /** Bytes per time that are output; what the guest sends beyond that is lost. */
+  readonly rateLimiter?: TokenBucketConfig | undefined;
   /** Keep the last output, for a message about a guest that died. */
   readonly keepTail?: boolean | undefined;
 }
@@ -61,6 +77,8 @@ export interface ProgramSpec {
 
 export interface MachineSpec {
   readonly vcpus: number;
+  /** Two vCPUs are the threads of one core. False by default. */
+  readonly smt?: boolean | undefined;
   readonly memMib: number;
   /** Open kernel file: vmlinux or bzImage. */
   readonly kernel: FileSource;
@@ -73,6 +91,9 @@ export interface MachineSpec {
   readonly entropyRateLimiter?: RateLimiterConfig | undefined;
   readonly networks?: readonly NetSpec[] | undefined;
   readonly vsock?: VsockSpec | undefined;
+  /** Metadata that guests get through some of `networks`. */
+  readonly mmds?: MmdsConfig | undefined;
+  readonly balloon?: BalloonSpec | undefined;
   readonly serial: SerialSpec;
   /** Ports for a guest program's stdin, stdout, stderr and exit status. */
   readonly program?: ProgramSpec | undefined;

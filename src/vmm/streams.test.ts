@@ -178,11 +178,11 @@ describe("files", () => {
     const disk = new FileDisk(opened);
     const ram = new Uint8Array(new SharedArrayBuffer(1024));
     expect(disk.size).toBe(1000);
-    expect(disk.readAt(512, ram.subarray(0, 512))).toBe(488);
+    expect(disk.readAt(512, [ram.subarray(0, 200), ram.subarray(200, 512)])).toBe(488);
     expect(ram[487]).toBe(1);
     expect(ram[488]).toBe(0);
     ram.fill(7);
-    expect(disk.writeAt(0, ram.subarray(0, 512))).toBe(512);
+    expect(disk.writeAt(0, [ram.subarray(0, 512)])).toBe(512);
     disk.sync();
     expect(readFileSync(path).subarray(0, 513)).toEqual(Buffer.concat([Buffer.alloc(512, 7), Buffer.of(1)]));
     expect(() => openDisk("e", path, true)).toThrow("in use by another microVM");

@@ -1,10 +1,10 @@
 /** A network device's frames through a TAP device. */
 
-import { constants } from "node:os";
 import type { LinkEvents, NetLink } from "../devices/virtio/net/link.ts";
 import * as net from "../devices/virtio/net/net.ts";
 import { EPOLLET, EPOLLIN, EPOLLOUT, type Epoll } from "../platform/epoll.ts";
 import { SystemError } from "../platform/errno.ts";
+import { ERRNO } from "../platform/errno-numbers.ts";
 import { readSome } from "../platform/files.ts";
 import { writeVector } from "../platform/iovec.ts";
 import { setTapOffload, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO } from "../platform/tap.ts";
@@ -43,7 +43,7 @@ export class TapLink implements NetLink {
       setTapOffload(this.fd, flags);
     } catch (error) {
       // Kernels from 4.14 to 6.1 without UFO: the guest then just gets no such frames.
-      if (!(error instanceof SystemError) || error.errno !== constants.errno.EINVAL) throw error;
+      if (!(error instanceof SystemError) || error.errno !== ERRNO.EINVAL) throw error;
       setTapOffload(this.fd, flags & ~TUN_F_UFO);
     }
     this.epoll.watch(this.fd, EPOLLET | EPOLLIN | EPOLLOUT, (ready) => {

@@ -4,12 +4,16 @@ import {
   BOOT_TIMER_START,
   I8042_DATA_PORT,
   I8042_GSI,
+  PM1_CONTROL_SIZE,
+  PM1_EVENT_PORT,
+  PM1_EVENT_SIZE,
   SERIAL_GSI,
   SERIAL_PORT_SIZE,
   SERIAL_PORT_START,
 } from "../boot/layout.ts";
 import { BootTimer } from "../devices/legacy/boot-timer.ts";
 import { I8042 } from "../devices/legacy/i8042.ts";
+import { Pm1Registers } from "../devices/legacy/pm1.ts";
 import { Serial } from "../devices/legacy/serial.ts";
 import type { IrqLine } from "../devices/types.ts";
 import { MmioFront } from "../devices/virtio/mmio/front.ts";
@@ -47,6 +51,7 @@ export function createVcpuBus(options: VcpuBusOptions): { pio: Bus; mmio: Bus } 
   );
   pio.insert(SERIAL_PORT_START, SERIAL_PORT_SIZE, serial);
   pio.insert(I8042_DATA_PORT, I8042_PORTS, new I8042(shared, plan.i8042Offset, irqLine(I8042_GSI), onReset));
+  pio.insert(PM1_EVENT_PORT, PM1_EVENT_SIZE + PM1_CONTROL_SIZE, new Pm1Registers(shared, plan.pm1Offset));
 
   const mmio = new Bus();
   if (plan.bootTimer) {

@@ -2,14 +2,22 @@
 
 import type { VcpuEnd } from "../hypervisor/types.ts";
 import { Logger } from "../observe/logger.ts";
+import { EventFd } from "../platform/eventfd.ts";
 import { type Backend, loadBackend, type Vcpu } from "./backend.ts";
+import { Doorbell } from "./doorbell.ts";
 import type { MachinePlan } from "./machine.ts";
 import { describeFailure, type VcpuCommand, type VcpuEvent } from "./messages.ts";
 import { createVcpuBus } from "./vcpu-bus.ts";
 
 declare const self: Worker;
 
-const post = (event: VcpuEvent) => self.postMessage(event);
+/** Known once there is a machine. */
+let doorbell: Doorbell | undefined;
+
+function post(event: VcpuEvent): void {
+  self.postMessage(event);
+  doorbell?.ringForMessage();
+}
 
 /** The guest's reset, seen by a device while the CPU is in the middle of a port write. */
 let resetRequested = false;
@@ -29,6 +37,7 @@ async function createVcpu(plan: MachinePlan, index: number): Promise<Vcpu> {
   });
   return backend.createVcpu({
     index,
+    smt: plan.smt,
     memory: plan.memory,
     ramBytes: plan.ram.size,
     pio,
@@ -50,13 +59,22 @@ function bootTime(plan: MachinePlan): string {
 
 let vcpu: Vcpu | undefined;
 
-self.onmessage = async ({ data }: MessageEvent<VcpuCommand>) => {
+/** The commands before: while one loads code, the next may come. */
+let earlier: Promise<void> = Promise.resolve();
+
+self.onmessage = ({ data }: MessageEvent<VcpuCommand>) => {
+  earlier = earlier.then(() => obey(data));
+};
+
+async function obey(data: VcpuCommand): Promise<void> {
   try {
     if (data.kind === "load") {
       await (await loadBackend(data.backend)).load?.();
       return;
     }
     if (data.kind === "start") {
+      const { shared, doorbell: offset, wakeFd } = data.plan;
+      doorbell = new Doorbell(shared, offset, new EventFd(wakeFd));
       vcpu = await createVcpu(data.plan, data.index);
       post({ kind: "ready" });
       return;
@@ -69,4 +87,4 @@ self.onmessage = async ({ data }: MessageEvent<VcpuCommand>) => {
   } catch (error) {
     post({ kind: "failed", message: describeFailure(error) });
   }
-};
+}

@@ -1,15 +1,20 @@
 /** The virtio devices of a machine, made from its plan over the host's files and sockets. */
 
+import type { BalloonState } from "../devices/virtio/balloon/balloon.ts";
 import { BlockDevice } from "../devices/virtio/block/block.ts";
+import type { AsyncDisk, DiskFile } from "../devices/virtio/block/disk.ts";
 import type { VirtioDevice } from "../devices/virtio/device.ts";
 import { NetDevice } from "../devices/virtio/net/net.ts";
 import { RngDevice } from "../devices/virtio/rng/rng.ts";
 import { VsockDevice } from "../devices/virtio/vsock/vsock.ts";
+import type { Mmds } from "../mmds/mmds.ts";
 import type { Epoll } from "../platform/epoll.ts";
 import { fillRandom } from "../platform/random.ts";
 import type { TimerSource } from "../ratelimit/rate-limiter.ts";
+import type { DiskRing } from "./async-disk.ts";
+import type { HostBalloon, makeBalloon } from "./balloon-device.ts";
 import type { DeviceMetrics, VmmRequest } from "./commands.ts";
-import { FileDisk } from "./file-disk.ts";
+import { FileDisk, type OpenDisk } from "./file-disk.ts";
 import type { VirtioDevicePlan } from "./machine.ts";
 import { StreamLink } from "./stream-link.ts";
 import { TapLink } from "./tap-link.ts";
@@ -26,13 +31,20 @@ export interface DeviceServices {
   readonly epoll: Epoll;
   readonly timers: TimerSource;
   readonly log: (message: string) => void;
+  readonly mmds: Mmds | undefined;
+  /** Needed for a balloon. */
+  readonly makeBalloon: typeof makeBalloon | undefined;
+  /** Needed for drives with an asynchronous engine. */
+  readonly asyncDisks: typeof import("./async-disk.ts") | undefined;
 }
 
 export class VirtioDevices {
   private readonly blocks = new Map<string, BlockDevice>();
+  private readonly rings = new Map<string, DiskRing>();
   private readonly nets = new Map<string, NetDevice>();
   private entropy: RngDevice | undefined;
   private vsock: VsockDevice | undefined;
+  private balloon: HostBalloon | undefined;
 
   constructor(private readonly services: DeviceServices) {}
 
@@ -40,9 +52,14 @@ export class VirtioDevices {
     const { epoll, timers, log } = this.services;
     switch (plan.kind) {
       case "block": {
+        if (plan.ioEngine === "Async") {
+          if (this.services.asyncDisks === undefined)
+            throw new Error("the code of asynchronous drives was not loaded");
+          this.rings.set(plan.id, new this.services.asyncDisks.DiskRing(epoll));
+        }
         const device = new BlockDevice({
           driveId: plan.id,
-          disk: new FileDisk(plan.disk),
+          disk: this.disk(plan.id, plan.disk),
           id: plan.disk.id,
           readOnly: plan.readOnly,
           cacheType: plan.cacheType,
@@ -58,6 +75,7 @@ export class VirtioDevices {
         const device = new NetDevice({
           ifaceId: id,
           link: link.kind === "tap" ? new TapLink(epoll, link.fd) : new StreamLink(epoll, link.fd),
+          detour: this.services.mmds?.stack(id, timers),
           timers,
           ...options,
         });
@@ -70,17 +88,22 @@ export class VirtioDevices {
         this.vsock = new VsockDevice({ guestCid, sockets, timers });
         return this.vsock;
       }
+      case "balloon":
+        if (this.services.makeBalloon === undefined)
+          throw new Error("the code of the balloon was not loaded");
+        this.balloon = this.services.makeBalloon(plan.balloon, timers);
+        return this.balloon.device;
       case "rng":
         this.entropy = new RngDevice({ fillRandom, timers, rateLimiter: plan.rateLimiter });
         return this.entropy;
     }
   }
 
-  /** Does what is asked for while the guest runs. */
-  serve(request: VmmRequest): void {
+  /** Does what is asked for while the guest runs. False if a device cannot do it at this moment. */
+  serve(request: VmmRequest): boolean {
     switch (request.kind) {
       case "update-disk":
-        this.blocks.get(request.id)?.updateDisk(new FileDisk(request.disk), request.disk.id);
+        this.blocks.get(request.id)?.updateDisk(this.disk(request.id, request.disk), request.disk.id);
         break;
       case "limit-drive":
         this.blocks.get(request.id)?.updateRateLimiter(request.rateLimiter);
@@ -88,9 +111,47 @@ export class VirtioDevices {
       case "limit-net":
         this.nets.get(request.id)?.updateRateLimiters(request.rx, request.tx);
         break;
+      case "balloon-amount":
+        return this.balloon?.device.setAmount(request.mib) ?? false;
+      case "balloon-stats-interval":
+        this.balloon?.device.setStatsInterval(request.seconds);
+        break;
+      case "hinting-start":
+        return this.balloon?.device.startHinting(request.acknowledge) ?? false;
+      case "hinting-stop":
+        return this.balloon?.device.stopHinting() ?? false;
+      case "file-ranges":
+        this.balloon?.reclaim.addFileRanges(request.ranges);
+        break;
+      case "metadata":
+        this.services.mmds?.update(request.data);
+        break;
+      case "drain-drives":
+        for (const block of this.blocks.values()) block.drain();
+        break;
       case "metrics":
         break;
     }
+    return true;
+  }
+
+  /** A file for drive `id`, with its ring if it has one. */
+  private disk(id: string, disk: OpenDisk): DiskFile | AsyncDisk {
+    const ring = this.rings.get(id);
+    const { asyncDisks } = this.services;
+    return ring === undefined || asyncDisks === undefined
+      ? new FileDisk(disk)
+      : new asyncDisks.AsyncFileDisk(ring, disk);
+  }
+
+  /** Waits for what is in flight. The devices must not be used after that. */
+  close(): void {
+    for (const ring of this.rings.values()) ring.close();
+    this.rings.clear();
+  }
+
+  get balloonState(): BalloonState | undefined {
+    return this.balloon?.device.state;
   }
 
   get metrics(): Omit<DeviceMetrics, "uart"> {
@@ -99,6 +160,8 @@ export class VirtioDevices {
       nets: metricsById(this.nets),
       entropy: this.entropy?.metrics,
       vsock: this.vsock?.metrics,
+      mmds: this.services.mmds?.metrics,
+      balloon: this.balloon?.device.metrics,
     };
   }
 }

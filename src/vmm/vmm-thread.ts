@@ -10,14 +10,16 @@ import type { VirtioDevice } from "../devices/virtio/device.ts";
 import { createMmio, type MmioBack } from "../devices/virtio/mmio/back.ts";
 import { QUEUE_NOTIFY } from "../devices/virtio/mmio/registers.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
+import type { Mmds, MmdsConfig } from "../mmds/mmds.ts";
 import { Logger } from "../observe/logger.ts";
 import { EPOLLIN, Epoll } from "../platform/epoll.ts";
 import { EventFd } from "../platform/eventfd.ts";
-import type { Backend } from "./backend.ts";
+import { type Backend, loadBackend } from "./backend.ts";
 import type { DeviceMetrics, VmmCommand } from "./commands.ts";
 import {
   CONTROL_COMMAND,
   CONTROL_CTRL_ALT_DEL,
+  CONTROL_MESSAGE,
   CONTROL_STOP,
   Doorbell,
   SLOT_CONTROL,
@@ -31,12 +33,40 @@ import type { VmmEvent } from "./messages.ts";
 import { ProgramConsole } from "./program-console.ts";
 import { SerialPort } from "./serial-port.ts";
 import { Timers } from "./timers.ts";
-import { VirtioDevices } from "./virtio-devices.ts";
+import { type DeviceServices, VirtioDevices } from "./virtio-devices.ts";
 
 /** Looks at the doorbell after work before sleeping: about 50 us, what a wake-up would cost. */
 const SPIN_ROUNDS = 20_000;
+/** After work, before the event loop gets a turn, in ms. */
+const FIRST_SLEEP = 10;
+/** With work, until the event loop gets a turn, in ms. */
+const BUSY_TIME = 100;
 /** Turns with work in a row before descriptors get a look. */
 const MAX_BUSY_TURNS = 32;
+
+/** Builds all devices. `nextCommand` gives the next of what the main thread asks for, after it rang. */
+export async function createVmmThread(
+  plan: MachinePlan,
+  post: (event: VmmEvent) => void,
+  nextCommand: () => VmmCommand | undefined,
+): Promise<VmmThread> {
+  const hasBalloon = plan.virtio.some(({ device }) => device.kind === "balloon");
+  const hasAsync = plan.virtio.some(({ device }) => device.kind === "block" && device.ioEngine === "Async");
+  const [backend, mmds, balloon, asyncDisks] = await Promise.all([
+    loadBackend(plan.backend),
+    plan.mmds === undefined ? undefined : createMmds(plan.mmds),
+    hasBalloon ? import("./balloon-device.ts") : undefined,
+    hasAsync ? import("./async-disk.ts") : undefined,
+  ]);
+  const rare = { mmds, makeBalloon: balloon?.makeBalloon, asyncDisks };
+  return new VmmThread(plan, backend, post, nextCommand, rare);
+}
+
+/** Few machines have metadata. */
+async function createMmds(config: MmdsConfig): Promise<Mmds> {
+  const { Mmds } = await import("../mmds/mmds.ts");
+  return new Mmds(config);
+}
 
 export class VmmThread {
   private readonly epoll = new Epoll();
@@ -51,14 +81,19 @@ export class VmmThread {
   private program: ProgramConsole | undefined;
   private stopping = false;
   private busyTurns = 0;
+  /** There is something that only the event loop of this thread can do. */
+  private eventLoopDue = false;
+  /** The event loop had a turn, and nothing was done since. */
+  private eventLoopIdle = false;
   private readonly spinRounds: number = SPIN_ROUNDS;
 
-  /** `nextCommand` gives the next of what the main thread asks for, after it rang. */
+  /** See {@link createVmmThread}. */
   constructor(
     plan: MachinePlan,
     backend: Backend,
     private readonly post: (event: VmmEvent) => void,
     private readonly nextCommand: () => VmmCommand | undefined,
+    rare: Pick<DeviceServices, "mmds" | "makeBalloon" | "asyncDisks">,
   ) {
     this.log = new Logger(plan.log, "fc_vmm");
     const { shared } = plan;
@@ -71,10 +106,13 @@ export class VmmThread {
       epoll: this.epoll,
       timers: this.timers,
       log: (message) => this.log.warn(message),
+      ...rare,
     });
     const irqLine = (gsi: number) => backend.irqLine(plan.memory, gsi);
     const serialBack = new SerialBack(shared, plan.serialOffset, irqLine(SERIAL_GSI));
-    this.serial = new SerialPort(this.epoll, plan.serial, serialBack, (what) => this.log.warn(what));
+    this.serial = new SerialPort(this.epoll, plan.serial, serialBack, this.timers, (what) =>
+      this.log.warn(what),
+    );
     this.keyboard = new I8042Back(shared, plan.i8042Offset, irqLine(I8042_GSI));
 
     const memory = new GuestMemory(plan.ram);
@@ -120,27 +158,55 @@ export class VmmThread {
 
   /** Serves the devices until {@link CONTROL_STOP} rings and all output is flushed. */
   run(): void {
+    const turns = this.turns(-1);
+    while (!turns.next().done);
+  }
+
+  /**
+   * Does the same, and yields when the event loop of the thread should have a turn: there was a signal, a message or a
+   * command, or it did not have one for a while, which is `longest` ms if nothing goes on (-1: that does not count).
+   */
+  *turns(longest: number): Generator<void, void, void> {
+    let last = performance.now();
     this.serial.input?.resume();
-    while (!this.stopping) this.turn();
+    while (!this.stopping) {
+      this.turn(longest);
+      if (this.eventLoopDue || (longest >= 0 && performance.now() - last >= BUSY_TIME)) {
+        this.eventLoopDue = false;
+        this.eventLoopIdle = true;
+        yield;
+        last = performance.now();
+      }
+    }
     for (const input of [this.serial.input, this.program?.input]) input?.stop();
     this.serveAll();
     while (this.serial.hasOutput || this.program?.hasOutput) {
-      this.epoll.wait(-1);
+      if (!this.epoll.wait(longest)) yield;
       this.serveAll();
     }
     this.serial.close();
     this.program?.close();
+    this.devices.close();
     this.epoll.close();
   }
 
-  private turn(): void {
+  private turn(longest: number): void {
     if (this.serve()) {
+      this.eventLoopIdle = false;
       if (this.stopping) return;
       if (++this.busyTurns < MAX_BUSY_TURNS && this.doorbell.spin(this.spinRounds)) return;
     }
     this.busyTurns = 0;
     const pump = this.pumpInputs();
-    this.doorbell.sleep((mayBlock) => this.epoll.wait(mayBlock && !pump ? this.timers.timeout : 0));
+    this.doorbell.sleep((mayBlock) => {
+      const mayWait = mayBlock && !pump && !this.eventLoopDue;
+      // A signal that came while this thread was busy does not end its sleep, so the first one is short.
+      const limit = longest < 0 || this.eventLoopIdle ? longest : FIRST_SLEEP;
+      const quiet = !this.epoll.wait(mayWait ? shorter(this.timers.timeout, limit) : 0);
+      if (!quiet) this.eventLoopIdle = false;
+      // A signal, or time is up; with nothing to wait for that means no more than that nothing is there.
+      else if (mayWait) this.eventLoopDue = true;
+    });
     this.timers.fire();
   }
 
@@ -177,6 +243,7 @@ export class VmmThread {
         this.log.warn("Ctrl-Alt-Del not sent: the guest does not read its keyboard.");
       }
       if (bits & (1 << CONTROL_COMMAND)) this.serveCommands();
+      if (bits & ((1 << CONTROL_COMMAND) | (1 << CONTROL_MESSAGE))) this.eventLoopDue = true;
       if (bits & (1 << CONTROL_STOP)) this.stopping = true;
       return;
     }
@@ -194,12 +261,21 @@ export class VmmThread {
   private serveCommands(): void {
     for (let command = this.nextCommand(); command !== undefined; command = this.nextCommand()) {
       const { sequence, request } = command;
-      this.devices.serve(request);
-      this.post({ kind: "reply", reply: { sequence, metrics: this.metrics } });
+      const done = this.devices.serve(request);
+      const { metrics } = this;
+      this.post({
+        kind: "reply",
+        reply: { sequence, done, metrics, balloon: this.devices.balloonState },
+      });
     }
   }
 
   private call(device: number, [command, arg0, arg1]: [number, number, number]): void {
     this.virtio[device]?.handle(command, arg0, arg1);
   }
+}
+
+/** Of two waits in ms, where a negative one has no end. */
+function shorter(a: number, b: number): number {
+  return a < 0 ? b : b < 0 ? a : Math.min(a, b);
 }

@@ -1,9 +1,8 @@
 /** Worker of the vmm thread: builds all devices and serves them until the machine stops. */
 
-import { loadBackend } from "./backend.ts";
 import type { VmmCommand } from "./commands.ts";
 import { describeFailure, type VmmEvent, type VmmStart } from "./messages.ts";
-import { VmmThread } from "./vmm-thread.ts";
+import { createVmmThread } from "./vmm-thread.ts";
 
 declare const self: Worker;
 
@@ -17,7 +16,7 @@ function nextCommand(port: MessagePort): VmmCommand | undefined {
 
 self.onmessage = async ({ data: { plan, commands } }: MessageEvent<VmmStart>) => {
   try {
-    const thread = new VmmThread(plan, await loadBackend(plan.backend), post, () => nextCommand(commands));
+    const thread = await createVmmThread(plan, post, () => nextCommand(commands));
     post({ kind: "ready" });
     thread.run();
     post({ kind: "stopped", consoleTail: thread.consoleTail, metrics: thread.metrics });

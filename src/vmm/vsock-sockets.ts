@@ -1,9 +1,9 @@
 /** The host's side of vsock: one listening socket, and one per port that host programs listen on. */
 
-import { constants } from "node:os";
 import type { HostSockets, HostStream, HostStreamEvents } from "../devices/virtio/vsock/host-sockets.ts";
 import { EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, type Epoll } from "../platform/epoll.ts";
 import { SystemError } from "../platform/errno.ts";
+import { ERRNO } from "../platform/errno-numbers.ts";
 import { closeFile } from "../platform/files.ts";
 import { readVector, writeVector } from "../platform/iovec.ts";
 import { acceptUnix, connectUnix, hasHungUp, shutdownSocket } from "../platform/unix-socket.ts";
@@ -50,7 +50,7 @@ export class VsockSockets implements HostSockets {
       return fd === "busy" ? fd : new SocketStream(this.epoll, fd);
     } catch (error) {
       if (!(error instanceof SystemError)) throw error;
-      const absent = error.errno === constants.errno.ENOENT || error.errno === constants.errno.ECONNREFUSED;
+      const absent = error.errno === ERRNO.ENOENT || error.errno === ERRNO.ECONNREFUSED;
       if (!absent) this.options.log(`vsock: cannot connect to the host's port ${port}: ${error.message}`);
       return undefined;
     }

@@ -142,17 +142,28 @@ describe("firecracker-go-sdk", () => {
 
 describe("firectl", () => {
   test(
-    "the SDK's calls without an id, metadata once the guest runs, stdin and stdout are the console's",
+    "its default command line and machine, the SDK's calls without an id, metadata once the guest runs",
     async () => {
       const socket = join(dir.path, "firectl.sock");
       monitor = await Monitor.program(socket, ["--api-sock", socket, "--no-seccomp"]).ready();
-      await done(monitor.put("/machine-config", { vcpu_count: 1, mem_size_mib: 256, smt: false }));
-      // Its defaults without noapic: the machine has no other interrupt controller.
-      await done(monitor.put("/boot-source", bootSource("ro pci=off nomodules quiet")));
+      await done(monitor.put("/machine-config", { vcpu_count: 1, mem_size_mib: 512, smt: true }));
+      const source = {
+        kernel_image_path: kernel,
+        initrd_path: initramfs,
+        boot_args: "ro console=ttyS0 noapic reboot=k panic=1 pci=off nomodules",
+      };
+      await done(monitor.put("/boot-source", source));
+      const root = { drive_id: "1", path_on_host: rootImage, is_root_device: true, is_read_only: false };
+      await done(monitor.put("/drives/1", root));
       await done(monitor.action("InstanceStart"));
       await done(monitor.put("/mmds", { latest: { "meta-data": { id: 1 } } }));
       expect((await monitor.get("/mmds")).body).toEqual({ latest: { "meta-data": { id: 1 } } });
-      await monitor.printed(BOOTED, BOOT_TIMEOUT);
+      // The root file system came through the virtio disk's interrupts, and those through the PIC.
+      await monitor.printed(ROOT_BOOTED, BOOT_TIMEOUT);
+      expect(monitor.stdout).toContain("Skipping IOAPIC probe due to 'noapic' option.");
+      expect(monitor.stdout).toContain("Using PIC for interrupt routing");
+      await monitor.printed(/tick\n?/, BOOT_TIMEOUT);
+      expect(await monitor.kill()).toBe(143);
     },
     2 * BOOT_TIMEOUT,
   );

@@ -5,7 +5,7 @@ import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { monotonicMicros } from "../../src/platform/clock.ts";
 import { tinyKernel } from "../vmm/tiny-kernel.ts";
-import { fault, Monitor, temporaryDirectory } from "./support.ts";
+import { type Answer, fault, Monitor, send, temporaryDirectory } from "./support.ts";
 
 const dir = temporaryDirectory();
 afterAll(dir.remove);
@@ -19,8 +19,8 @@ afterEach(async () => {
   monitors = [];
 });
 
-function start(flags: object = {}): Promise<Monitor> {
-  const monitor = Monitor.scripted(join(dir.path, `${sockets++}.sock`), flags);
+function start(flags: object = {}, overrides: object = {}): Promise<Monitor> {
+  const monitor = Monitor.scripted(join(dir.path, `${sockets++}.sock`), flags, overrides);
   monitors.push(monitor);
   return monitor.ready();
 }
@@ -260,6 +260,123 @@ describe("the running guest", () => {
     expect(fault(await other.put("/drives/x", drive(second)))).toContain("in use by another microVM");
   });
 
+  test("gives memory to a balloon, which the host gets, and takes it back", async () => {
+    const monitor = await start();
+    const failed = async (answer: Promise<Answer>) => [(await answer).status, fault(await answer)];
+    const refusal = (reason: string) => [400, `Balloon config error: ${reason}`];
+    const missing = refusal("No balloon device found.");
+    const tooLarge = refusal(
+      "Amount of pages requested is too large. The guest has 128 MiB: ask for no more.",
+    );
+    const config = {
+      amount_mib: 0,
+      deflate_on_oom: true,
+      stats_polling_interval_s: 1,
+      free_page_hinting: true,
+      free_page_reporting: false,
+    };
+    expect(await failed(monitor.get("/balloon"))).toEqual(missing);
+    expect(await failed(monitor.put("/balloon", { ...config, amount_mib: 129 }))).toEqual(tooLarge);
+    expect((await monitor.put("/balloon", { ...config, amount_mib: 100 })).status).toBe(204);
+    expect(await failed(monitor.patch("/machine-config", { mem_size_mib: 99 }))).toEqual([
+      400,
+      "Machine config error: The memory size (MiB) is smaller than the previously set balloon device target size.",
+    ]);
+    expect((await monitor.put("/balloon", config)).status).toBe(204);
+    await boot(monitor, "balloon");
+    await monitor.printed("up\n");
+    expect((await monitor.get("/balloon")).body).toEqual(config);
+    expect((await monitor.get("/vm/config")).body).toMatchObject({ balloon: config });
+
+    const full = monitor.residentBytes();
+    expect((await monitor.patch("/balloon", { amount_mib: 48 })).status).toBe(204);
+    await monitor.printed("balloon of 12288 pages, ends 0 1\n");
+    expect(full - monitor.residentBytes()).toBeGreaterThan(40 * 2 ** 20);
+    await monitor.answers("/balloon/statistics", {
+      target_pages: 12288,
+      actual_pages: 12288,
+      target_mib: 48,
+      actual_mib: 48,
+      free_memory: 16 * 2 ** 20,
+    });
+    expect((await monitor.patch("/balloon", { amount_mib: 1 })).status).toBe(204);
+    await monitor.printed("balloon of 256 pages, ends 0 1\n");
+    expect(await failed(monitor.patch("/balloon", { amount_mib: 129 }))).toEqual(tooLarge);
+    expect((await monitor.get("/vm/config")).body).toMatchObject({ balloon: { amount_mib: 1 } });
+
+    const noChange = refusal("Cannot enable/disable the statistics after boot.");
+    const interval = (seconds: number) =>
+      monitor.patch("/balloon/statistics", { stats_polling_interval_s: seconds });
+    expect(await failed(interval(0))).toEqual(noChange);
+    expect((await interval(60)).status).toBe(204);
+    expect((await monitor.get("/balloon")).body).toEqual({
+      ...config,
+      amount_mib: 1,
+      stats_polling_interval_s: 60,
+    });
+
+    expect((await monitor.get("/balloon/hinting/status")).body).toEqual({ host_cmd: 0 });
+    expect((await monitor.patch("/balloon/hinting/start")).status).toBe(204);
+    await monitor.printed("hint 2, page 0\n");
+    expect((await monitor.get("/balloon/hinting/status")).body).toEqual({ host_cmd: 1, guest_cmd: 0 });
+    const open = await monitor.patch("/balloon/hinting/start", { acknowledge_on_stop: false });
+    expect(open.status).toBe(204);
+    await monitor.printed("hint 3, page 0\n");
+    expect((await monitor.get("/balloon/hinting/status")).body).toEqual({ host_cmd: 3, guest_cmd: 0 });
+    expect((await monitor.patch("/balloon/hinting/stop")).status).toBe(204);
+    expect((await monitor.get("/balloon/hinting/status")).body).toEqual({ host_cmd: 1, guest_cmd: 0 });
+  });
+
+  test("a balloon without driver, statistics or hinting says so", async () => {
+    const monitor = await start();
+    await monitor.put("/balloon", { amount_mib: 1, deflate_on_oom: false });
+    await boot(monitor, "hang");
+    for (const [answer, reason] of [
+      [
+        monitor.patch("/balloon", { amount_mib: 2 }),
+        "Device is inactive, check if balloon driver is enabled in guest kernel.",
+      ],
+      [monitor.get("/balloon/statistics"), "Statistics for the balloon device are not enabled"],
+      [
+        monitor.patch("/balloon/statistics", { stats_polling_interval_s: 1 }),
+        "Cannot enable/disable the statistics after boot.",
+      ],
+      [monitor.get("/balloon/hinting/status"), "Attempting to use hinting when not enabled."],
+      [monitor.patch("/balloon/hinting/start"), "Attempting to use hinting when not enabled."],
+      [monitor.patch("/balloon/hinting/stop"), "Attempting to use hinting when not enabled."],
+    ] as const) {
+      const { status, body } = await answer;
+      expect([status, body]).toEqual([
+        400,
+        { fault_message: expect.stringContaining(`Balloon config error: ${reason}`) },
+      ]);
+    }
+    expect((await monitor.get("/balloon")).body).toMatchObject({ amount_mib: 1 });
+  });
+
+  test("a rate limiter drops serial output and does not slow the guest down", async () => {
+    const serial = join(dir.path, "limited.out");
+    const metrics = join(dir.path, "limited.json");
+    const monitor = await start();
+    // So slow that next to nothing is added while the guest runs.
+    const rate_limiter = { size: 1000, refill_time: 100_000_000, one_time_burst: 500 };
+    expect((await monitor.put("/serial", { serial_out_path: serial, rate_limiter })).status).toBe(204);
+    await monitor.put("/metrics", { metrics_path: metrics });
+    await boot(monitor, "flood");
+    expect(await monitor.exited()).toBe(0);
+    const lines = Array.from({ length: 20_000 }, (_, i) => `line ${String(i).padStart(6, "0")}\n`).join("");
+    expect(readFileSync(serial, "utf8")).toBe(lines.slice(0, 1500));
+    const counts = readFileSync(metrics, "utf8")
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line).uart);
+    const sum = (name: string) => counts.reduce((total, uart) => total + uart[name], 0);
+    expect([sum("write_count"), sum("rate_limiter_dropped_bytes")]).toEqual([
+      lines.length,
+      lines.length - 1500,
+    ]);
+  });
+
   test("serial output and log go where the API says", async () => {
     const serial = join(dir.path, "serial.out");
     const log = join(dir.path, "api.log");
@@ -279,7 +396,97 @@ describe("the running guest", () => {
   });
 });
 
+describe("flags", () => {
+  test("log, metrics, start times and the largest body", async () => {
+    const log = join(dir.path, "flags.log");
+    const metrics = join(dir.path, "flags.metrics");
+    const largest = JSON.stringify({ kernel_image_path: kernel, boot_args: "script=panic" });
+    const limit = Buffer.byteLength(largest);
+    const monitor = await start({
+      logPath: log,
+      level: "Info",
+      showLevel: true,
+      showLogOrigin: true,
+      metricsPath: metrics,
+      startTimeUs: String(monotonicMicros() - 5_000_000),
+      startTimeCpuUs: "0",
+      parentCpuTimeUs: "1000000000",
+      httpApiMaxPayloadSize: String(limit),
+    });
+    expect((await monitor.put("/boot-source", largest)).status).toBe(204);
+    const larger = await send(monitor.socket, "PUT", "/boot-source", `${largest} `);
+    expect([larger.status, await larger.text()]).toEqual([
+      400,
+      `{ "error": "Request payload with size ${limit + 1} is larger than the limit of ${limit} allowed by server.\n` +
+        'All previous unanswered requests will be dropped." }',
+    ]);
+    expect((await monitor.action("InstanceStart")).status).toBe(204);
+    expect(await monitor.exited()).toBe(0);
+    expect(monitor.stderr).toBe("");
+    const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}`;
+    const lines = readFileSync(log, "utf8").trimEnd().split("\n");
+    for (const line of lines) {
+      expect(line).toMatch(new RegExp(`^${stamp} \\[test:\\S+:(INFO|WARN|ERROR):src/\\S+\\.ts:\\d+\\] `));
+    }
+    const [first] = readFileSync(metrics, "utf8").split("\n");
+    const { process_startup_time_us: wall, process_startup_time_cpu_us: cpu } = JSON.parse(first!).api_server;
+    expect(wall).toBeGreaterThan(5_000_000);
+    expect(cpu).toBeGreaterThan(1_000_000_000);
+  });
+});
+
+test("a log FIFO that nobody reads keeps no request waiting, and the lines it loses are counted", async () => {
+  const fifo = join(dir.path, "log.fifo");
+  const metrics = join(dir.path, "log-metrics.json");
+  Bun.spawnSync(["mkfifo", fifo]);
+  const monitor = await start();
+  expect((await monitor.put("/logger", { log_path: fifo, level: "Debug" })).status).toBe(204);
+  expect((await monitor.put("/metrics", { metrics_path: metrics })).status).toBe(204);
+  // Each is logged with its body, 64 KiB fit.
+  const body = { kernel_image_path: `/none/${"x".repeat(1000)}` };
+  for (let i = 0; i < 100; i++) expect((await monitor.put("/boot-source", body)).status).toBe(400);
+  await boot(monitor, "panic");
+  expect(await monitor.exited()).toBe(0);
+  const lines = readFileSync(metrics, "utf8").trimEnd().split("\n");
+  const lost = lines.map((line) => JSON.parse(line).logger.missed_log_count);
+  expect(lost[0]).toBeGreaterThan(10);
+});
+
 describe("metrics", () => {
+  test("a line each period while the guest runs, with what was counted since the one before", async () => {
+    const path = join(dir.path, "periodic.json");
+    const read = () =>
+      readFileSync(path, "utf8")
+        .split("\n")
+        .slice(0, -1)
+        .map((line) => JSON.parse(line));
+    const grown = async (lines: number) => {
+      const end = performance.now() + 10_000;
+      while (read().length < lines) {
+        if (performance.now() > end) throw new Error(`${read().length} lines, not ${lines}`);
+        await Bun.sleep(2);
+      }
+      return read();
+    };
+    const monitor = await start({}, { metricsPeriod: 10 });
+    expect((await monitor.put("/metrics", { metrics_path: path })).status).toBe(204);
+    // Not before the guest runs.
+    expect(readFileSync(path, "utf8")).toBe("");
+    await boot(monitor, "hang");
+    const first = await grown(3);
+    expect(first[0]).toMatchObject({ put_api_requests: { boot_source_count: 1, actions_count: 1 } });
+    for (const line of first.slice(1)) expect(line.put_api_requests.boot_source_count).toBe(0);
+    expect((await monitor.get("/")).status).toBe(200);
+    const second = await grown(first.length + 3);
+    const asked = second.map((line) => line.get_api_requests.instance_info_count);
+    expect(asked.reduce((a, b) => a + b, 0)).toBe(1);
+    const times = second.map((line) => line.utc_timestamp_ms);
+    expect(times).toEqual([...times].sort((a, b) => a - b));
+    // Also while it is paused.
+    expect((await monitor.patch("/vm", { state: "Paused" })).status).toBe(204);
+    await grown(read().length + 2);
+  });
+
   test("at the start, on flush and at the end, also to a FIFO that nobody reads", async () => {
     const path = join(dir.path, "metrics.json");
     const fifo = join(dir.path, "metrics.fifo");

@@ -1,13 +1,14 @@
 /** A monitor under test and a client of its socket. */
 
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { closeFile } from "../../src/platform/files.ts";
 import { openTap } from "../../src/platform/tap.ts";
 
 const scripted = new URL("../vmm/entry.ts", import.meta.url).pathname;
-const launcher = new URL("../../bin/sparkler", import.meta.url).pathname;
+/** SPARKLER_TEST_PROGRAM: the program to test in place of the launcher, such as the single executable. */
+const launcher = process.env.SPARKLER_TEST_PROGRAM ?? new URL("../../bin/sparkler", import.meta.url).pathname;
 
 /** How long a monitor may take until it answers, ms: the Go SDK waits 3 s. */
 const START_TIMEOUT_MS = 3000;
@@ -24,12 +25,16 @@ export interface Answer {
   readonly body: unknown;
 }
 
-export async function request(socket: string, method: string, path: string, body?: unknown): Promise<Answer> {
-  const response = await fetch(`http://localhost${path}`, {
+export function send(socket: string, method: string, path: string, body?: unknown): Promise<Response> {
+  return fetch(`http://localhost${path}`, {
     unix: socket,
     method,
     ...(body === undefined ? {} : { body: typeof body === "string" ? body : JSON.stringify(body) }),
   });
+}
+
+export async function request(socket: string, method: string, path: string, body?: unknown): Promise<Answer> {
+  const response = await send(socket, method, path, body);
   const text = await response.text();
   return {
     status: response.status,
@@ -74,10 +79,11 @@ export class Monitor {
     ]);
   }
 
-  /** Starts a monitor with the scripted CPU of tests/vmm. `flags` as FirecrackerFlags. */
-  static scripted(socket: string, flags: object = {}): Monitor {
+  /** Starts a monitor with the scripted CPU of tests/vmm. `flags` and `overrides` as firecrackerCommand takes them. */
+  static scripted(socket: string, flags: object = {}, overrides: object = {}): Monitor {
     const all = { api: true, apiSock: socket, id: "test", accel: "auto", level: "Warn", ...flags };
-    return Monitor.spawn([process.execPath, scripted, "firecracker", JSON.stringify(all)], socket);
+    const json = [all, overrides].map((value) => JSON.stringify(value));
+    return Monitor.spawn([process.execPath, scripted, "firecracker", ...json], socket);
   }
 
   /** Starts the program as a user does. */
@@ -139,6 +145,26 @@ export class Monitor {
       }
       await Bun.sleep(5);
     }
+  }
+
+  /** Waits until a GET is answered with at least these fields. */
+  async answers(path: string, fields: object, timeoutMs = 10_000): Promise<void> {
+    const end = performance.now() + timeoutMs;
+    for (;;) {
+      const { body } = await this.get(path);
+      const found = Object.entries(fields).every(
+        ([name, value]) => Reflect.get(Object(body), name) === value,
+      );
+      if (found) return;
+      if (performance.now() > end) throw new Error(`${path} was answered ${JSON.stringify(body)}`);
+      await Bun.sleep(20);
+    }
+  }
+
+  /** Host memory that the monitor uses, guest RAM included. */
+  residentBytes(): number {
+    const rollup = readFileSync(`/proc/${this.process.pid}/smaps_rollup`, "utf8");
+    return Number(/^Rss:\s+(\d+) kB$/m.exec(rollup)?.[1]) * 1024;
   }
 
   /** The exit code, once all output is read. */

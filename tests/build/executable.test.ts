@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { saysAndResets, writeGuest } from "../../bench/raw-guest.ts";
 import packageJson from "../../package.json" with { type: "json" };
 import { buildExecutable } from "../../scripts/build.ts";
-import { defaultCacheDir } from "../../src/image/cache.ts";
+import { defaultCacheDir } from "../../src/image/cache-dir.ts";
 
 const BUILD_TIMEOUT = 30_000;
 const hasKernel = existsSync(join(defaultCacheDir(), "kernels/current"));

@@ -2,7 +2,8 @@
 
 import { copyFileSync, existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { cachedDirectory, defaultCacheDir } from "../../src/image/cache.ts";
+import { cachedDirectory } from "../../src/image/cache.ts";
+import { defaultCacheDir } from "../../src/image/cache-dir.ts";
 import { ensureInitramfs } from "../../src/image/initramfs.ts";
 import { ensureKernel } from "../../src/image/kernel.ts";
 import { PackageClient } from "../../src/image/packages.ts";

@@ -5,6 +5,7 @@ import { readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Random } from "../../src/devices/virtio/testing/fuzz.ts";
 import { type BootFiles, bootFiles, bzImage } from "./boot-files.ts";
+import { ConsoleShell } from "./console-shell.ts";
 import { finishRuns, host, hostHas, Started, TEST_LIMIT, temporaryDirectory } from "./sparkler.ts";
 
 const dir = temporaryDirectory();
@@ -30,34 +31,6 @@ function start(kernel: string, more: object, bootArgs = BOOT_ARGS): Started {
   return new Started(["--no-api", "--config-file", path, "--level", "Warn"], "pipe");
 }
 
-/** A shell on the guest's serial console. */
-class Shell {
-  private count = 0;
-
-  constructor(readonly machine: Started) {}
-
-  /** Waits for the initramfs's shell to read its first line. */
-  async ready(): Promise<void> {
-    await this.machine.expect("/ # ");
-  }
-
-  /** Types `command` and returns what it prints. */
-  async type(command: string): Promise<string> {
-    const mark = `M${this.count++}`;
-    // The arithmetic keeps the echo of what is typed from looking like the marks.
-    await this.machine.write(`echo ${mark}$((1)); ${command}; echo ${mark}$((2))\n`);
-    await this.machine.expect(`${mark}1\r\n`);
-    const printed = await this.machine.expect(`${mark}2\r\n`);
-    return printed.slice(0, -mark.length - 3).replaceAll("\r\n", "\n");
-  }
-
-  /** Restarts the guest, which ends the monitor. */
-  async reboot() {
-    await this.machine.write("reboot -f\n");
-    return this.machine.result();
-  }
-}
-
 describe.each([
   ["vmlinux", () => files.vmlinux],
   ["bzImage", bzImage],
@@ -65,7 +38,7 @@ describe.each([
   test(
     "a shell on the console, and the guest's restart ends the process with 0",
     async () => {
-      const shell = new Shell(start(await kernel(), { entropy: {} }));
+      const shell = new ConsoleShell(start(await kernel(), { entropy: {} }));
       await shell.ready();
       expect(await shell.type("echo $((6 * 7)) 'an  answer'")).toBe("42 an  answer\n");
       expect(await shell.type("uname -srm")).toMatch(/^Linux 6\.\d+\.\S+ x86_64\n$/);
@@ -95,7 +68,7 @@ test(
       drive("writeback", { cache_type: "Writeback" }),
     ];
     truncateSync(path("writeback"), 4 * MIB);
-    const shell = new Shell(start(files.vmlinux, { drives }));
+    const shell = new ConsoleShell(start(files.vmlinux, { drives }));
     await shell.ready();
     const sum = new Bun.CryptoHasher("sha256").update(content).digest("hex");
     expect(await shell.type("for d in a b c; do sha256sum </dev/vd$d; done")).toBe(`${sum}  -\n`.repeat(3));

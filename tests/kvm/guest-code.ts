@@ -23,6 +23,7 @@ export const APIC_SPURIOUS = LAPIC + 0xf0;
 export const APIC_ICR_LOW = LAPIC + 0x300;
 export const APIC_ICR_HIGH = LAPIC + 0x310;
 export const APIC_LVT_TIMER = LAPIC + 0x320;
+export const APIC_LVT_LINT0 = LAPIC + 0x350;
 export const APIC_TIMER_INITIAL = LAPIC + 0x380;
 export const APIC_TIMER_DIVIDE = LAPIC + 0x3e0;
 
@@ -129,6 +130,18 @@ export class GuestCode extends Assembler {
     this.poke(APIC_SPURIOUS, APIC_ENABLED);
   }
 
+  /** Initializes both PICs and unmasks every input: IRQ n comes as vector `base` + n. */
+  enablePic(base: number): void {
+    for (const [command, vectors, wiring] of [
+      [0x20, base, 1 << 2],
+      [0xa0, base + 8, 2],
+    ] as const) {
+      this.outPort(command, 1, 0x11);
+      for (const icw of [vectors, wiring, 0x01]) this.outPort(command + 1, 1, icw);
+      this.outPort(command + 1, 1, 0);
+    }
+  }
+
   /** Edge-triggered `vector` to local APIC 0 for pin `gsi`. */
   routeGsi(gsi: number, vector: number): void {
     this.poke(IOAPIC, IOREDTBL + 2 * gsi + 1);
@@ -207,14 +220,24 @@ export class GuestCode extends Assembler {
 
   /** An interrupt handler at `label` that counts at `counter` (32 bits) and ends the interrupt. */
   countingHandler(label: string, counter: number): void {
+    this.handler(label, counter, () => this.poke(APIC_EOI, 0));
+  }
+
+  /** The same for an interrupt that came through the PICs. */
+  countingPicHandler(label: string, counter: number): void {
+    this.handler(label, counter, () => {
+      this.outPort(0xa0, 1, 0x20);
+      this.outPort(0x20, 1, 0x20);
+    });
+  }
+
+  private handler(label: string, counter: number, end: () => void): void {
     this.label(label);
-    this.push(RAX);
-    this.push(RBX);
+    for (const register of [RAX, RBX, RDX]) this.push(register);
     this.movImm(RBX, counter);
     this.lockIncrement();
-    this.poke(APIC_EOI, 0);
-    this.pop(RBX);
-    this.pop(RAX);
+    end();
+    for (const register of [RDX, RBX, RAX]) this.pop(register);
     this.iretq();
   }
 }

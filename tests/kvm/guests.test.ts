@@ -5,7 +5,9 @@ import type { BusDevice } from "../../src/devices/types.ts";
 import { at } from "../oracle/asm.ts";
 import {
   APIC_EOI,
+  APIC_LVT_LINT0,
   APIC_LVT_TIMER,
+  APIC_SPURIOUS,
   APIC_TIMER_DIVIDE,
   APIC_TIMER_INITIAL,
   RAX,
@@ -24,6 +26,11 @@ const DATA = 0x21_0000;
 const IDT = 0x22_0000;
 const VECTOR = 0x41;
 const COUNTER = 0x23_0000;
+const PIC_BASE = 0x50;
+/** LVT entries: delivery mode ExtINT, and the mask. */
+const EXTINT = 0x700;
+const LVT_MASKED = 0x1_0000;
+const IA32_APIC_BASE = 0x1b;
 
 /** Notes every access, and answers reads with a pattern that depends on all of it. */
 class Recorder implements BusDevice {
@@ -185,6 +192,118 @@ describe.each(backendNames())("%s", (backend) => {
       });
       expect(end).toEqual({ kind: "stopped" });
       expect(memory.readU32(COUNTER)).toBe(3);
+    });
+  });
+
+  test("lines below 16 come through the PICs and LINT0 too, unless LINT0 is masked", async () => {
+    await withMachine(backend, ({ memory, pio, irqLine, run }) => {
+      const lines = [5, 10].map((gsi) => irqLine(gsi));
+      pio.insert(PORT, 1, { read: () => 0, write: (_offset, _size, line) => lines[line]!.trigger() });
+      const end = run((guest) => {
+        guest.poke(APIC_SPURIOUS, 0x1ff);
+        guest.poke(APIC_LVT_LINT0, EXTINT);
+        guest.enablePic(PIC_BASE);
+        guest.loadIdt(IDT, PIC_BASE + 5, "master");
+        guest.loadIdt(IDT, PIC_BASE + 10, "slave");
+        for (let i = 1; i <= 3; i++) {
+          guest.outPort(PORT, 1, 0);
+          guest.waitForCount(COUNTER, i);
+          guest.outPort(PORT, 1, 1);
+          guest.waitForCount(COUNTER + 8, i);
+        }
+        guest.poke(APIC_LVT_LINT0, EXTINT | LVT_MASKED);
+        guest.outPort(PORT, 1, 0);
+        guest.sti();
+        for (let i = 0; i < 4; i++) guest.pause();
+        guest.cli();
+        guest.movImm(RBX, COUNTER);
+        guest.load32(RAX, at(RBX));
+        guest.movImm(RBX, RESULTS);
+        guest.storeA(4);
+        guest.poke(APIC_LVT_LINT0, EXTINT);
+        guest.waitForCount(COUNTER, 4);
+        guest.finish();
+        guest.countingPicHandler("master", COUNTER);
+        guest.countingPicHandler("slave", COUNTER + 8);
+      });
+      expect(end).toEqual({ kind: "stopped" });
+      expect(memory.readU32(RESULTS)).toBe(3);
+      expect([memory.readU32(COUNTER), memory.readU32(COUNTER + 8)]).toEqual([4, 3]);
+    });
+  });
+
+  test("the PICs reach a processor whose local APIC is off", async () => {
+    await withMachine(backend, ({ memory, pio, irqLine, run }) => {
+      const line = irqLine(5);
+      pio.insert(PORT, 1, { read: () => 0, write: () => line.trigger() });
+      const end = run((guest) => {
+        guest.poke(APIC_LVT_LINT0, EXTINT | LVT_MASKED);
+        guest.movImm(RCX, IA32_APIC_BASE);
+        guest.movImm(RDX, 0);
+        guest.movImm(RAX, APIC_EOI & ~0xfff);
+        guest.wrmsr();
+        guest.enablePic(PIC_BASE);
+        guest.loadIdt(IDT, PIC_BASE + 5, "handler");
+        for (let i = 1; i <= 3; i++) {
+          guest.outPort(PORT, 1, 0);
+          guest.waitForCount(COUNTER, i);
+        }
+        guest.finish();
+        guest.countingPicHandler("handler", COUNTER);
+      });
+      expect(end).toEqual({ kind: "stopped" });
+      expect(memory.readU32(COUNTER)).toBe(3);
+    });
+  });
+
+  test("counter 0 of the interval timer fires periodically through IRQ 0", async () => {
+    await withMachine(backend, ({ memory, run }) => {
+      const start = performance.now();
+      const end = run((guest) => {
+        guest.poke(APIC_SPURIOUS, 0x1ff);
+        guest.poke(APIC_LVT_LINT0, EXTINT);
+        guest.enablePic(PIC_BASE);
+        guest.loadIdt(IDT, PIC_BASE, "handler");
+        // Mode 2, every 2386 pulses of 1.193182 MHz: 2 ms.
+        guest.outPort(0x43, 1, 0x34);
+        guest.outPort(0x40, 1, 2386 & 0xff);
+        guest.outPort(0x40, 1, 2386 >> 8);
+        guest.waitForCount(COUNTER, 10);
+        guest.finish();
+        guest.countingPicHandler("handler", COUNTER);
+      });
+      expect(end).toEqual({ kind: "stopped" });
+      expect(memory.readU32(COUNTER)).toBeGreaterThanOrEqual(10);
+      // Ten periods; the timer makes up for late ones on KVM, but is never early.
+      expect(performance.now() - start).toBeGreaterThan(18);
+    });
+  });
+
+  test("counter 2 counts while its gate is open, and port 0x61 shows its output", async () => {
+    await withMachine(backend, ({ memory, run }) => {
+      const start = performance.now();
+      const end = run((guest) => {
+        // Mode 0, 11932 pulses: 10 ms from the opening of the gate.
+        guest.outPort(0x61, 1, 0);
+        guest.outPort(0x43, 1, 0xb0);
+        guest.outPort(0x42, 1, 11932 & 0xff);
+        guest.outPort(0x42, 1, 11932 >> 8);
+        guest.movImm(RDX, 0x61);
+        guest.inDx(1);
+        guest.movImm(RBX, RESULTS);
+        guest.storeA(1);
+        guest.outPort(0x61, 1, 1);
+        guest.label("wait");
+        guest.movImm(RDX, 0x61);
+        guest.inDx(1);
+        guest.raw(0xa8, 0x20); // test al, 0x20
+        guest.jcc(4, "wait"); // Z
+        guest.storeA(1);
+        guest.finish();
+      });
+      expect(end).toEqual({ kind: "stopped" });
+      expect(memory.readU8(RESULTS) & 0x21).toBe(0x21);
+      expect(performance.now() - start).toBeGreaterThan(9.9);
     });
   });
 

@@ -2,7 +2,12 @@
 
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
-import { VIRTIO_MMIO_START } from "../../src/boot/layout.ts";
+import {
+  PM1_CONTROL_PORT,
+  PM1_EVENT_PORT,
+  SERIAL_PORT_START,
+  VIRTIO_MMIO_START,
+} from "../../src/boot/layout.ts";
 import * as mmio from "../../src/devices/virtio/mmio/registers.ts";
 import { KVM_MAX_VCPUS } from "../../src/hypervisor/kvm/machine.ts";
 import { at, CC_B, CC_NE } from "../oracle/asm.ts";
@@ -36,6 +41,23 @@ describe.each(backendNames())("%s", (backend) => {
     const { end } = await microvm.ended;
     expect(end.kind).toBe("shutdown");
     if (end.kind === "shutdown") expect(end.detail).toContain("rip=");
+  });
+
+  test("the PM1 registers are where ACPI says", async () => {
+    const microvm = await startGuest({ backend }, (guest) => {
+      guest.outPort(PM1_EVENT_PORT + 2, 2, 0x0021);
+      for (const port of [PM1_EVENT_PORT + 2, PM1_CONTROL_PORT]) {
+        guest.movImm(RDX, port);
+        guest.movImm(RAX, 0);
+        guest.inDx(2);
+        guest.raw(0x04, 0x30); // add al, 0x30
+        guest.movImm(RDX, SERIAL_PORT_START);
+        guest.outDx(1);
+      }
+      guest.reset();
+    });
+    // GBL_EN and TMR_EN as written, and SCI_EN.
+    expect((await microvm.ended).consoleTail).toBe("Q1");
   });
 
   test("a virtio device serves requests one after the other, each with its interrupt", async () => {
@@ -210,6 +232,24 @@ describe.skipIf(reason !== undefined)("KVM", () => {
     const microvm = await startGuest({ backend: "kvm", vcpus: 2 }, (guest) => pingPong(guest, rounds));
     const { end, consoleTail } = await microvm.ended;
     expect({ end, consoleTail }).toEqual({ end: { kind: "reset" }, consoleTail: "started done\n" });
+  });
+
+  test.each([
+    [1, false, "1"],
+    [1, true, "1"],
+    [2, false, "1"],
+    [2, true, "2"],
+  ])("%d vCPUs with smt %p: threads of a core, as CPUID tells", async (vcpus, smt, threads) => {
+    const microvm = await startGuest({ backend: "kvm", vcpus, smt }, (guest) => {
+      guest.movImm(RAX, 0xb);
+      guest.movImm(RCX, 0);
+      guest.raw(0x0f, 0xa2); // cpuid
+      guest.raw(0x8d, 0x43, 0x30); // lea eax, [rbx+0x30]
+      guest.movImm(RDX, 0x3f8);
+      guest.outDx(1);
+      guest.reset();
+    });
+    expect((await microvm.ended).consoleTail).toBe(threads);
   });
 
   test("as many vCPUs as there may be stop together", async () => {

@@ -6,14 +6,17 @@ import { join } from "node:path";
 import { makeElf } from "../../src/boot/test-images.ts";
 import { buildMicrovm } from "../../src/vmm/builder.ts";
 import type { Microvm } from "../../src/vmm/microvm.ts";
+import type { BalloonSpec } from "../../src/vmm/spec.ts";
 import { GuestCode } from "./guest-code.ts";
 import { CODE } from "./machine.ts";
 
 export interface WholeMachineOptions {
   readonly backend: string;
   readonly vcpus?: number;
+  readonly smt?: boolean;
   readonly memMib?: number;
   readonly entropy?: boolean;
+  readonly balloon?: BalloonSpec;
   readonly bootArgs?: string;
 }
 
@@ -32,12 +35,14 @@ export async function startGuest(
     return await buildMicrovm(
       {
         vcpus: options.vcpus ?? 1,
+        smt: options.smt,
         memMib: options.memMib ?? 16,
         kernel: { fd, path },
         initrd: [],
         bootArgs: options.bootArgs,
         drives: [],
         entropy: options.entropy ?? false,
+        balloon: options.balloon,
         serial: { keepTail: true },
         bootTimer: false,
         log: { id: "test", fd: 2, level: "Error", showLevel: false, showOrigin: false },

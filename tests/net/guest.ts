@@ -21,13 +21,15 @@ export interface GuestOptions {
   readonly add?: readonly AddedPath[];
   readonly bootArgs?: string;
   readonly flags?: readonly string[];
+  /** Socket of the API; without one there is none. */
+  readonly api?: string;
   /** Starts the monitor, e.g. in a network namespace. */
   readonly prefix?: readonly string[];
 }
 
 /** Boots a guest that runs `script`, its output on the monitor's stdout, and ends. */
 export async function startGuest(options: GuestOptions): Promise<Started> {
-  const { dir, config, script, add = [], bootArgs = "", flags = [], prefix = [] } = options;
+  const { dir, config, script, add = [], bootArgs = "", flags = [], prefix = [], api } = options;
   const files = await bootFiles();
   const archive = runArchive({ argv: ["sh", "-c", script], add });
   const base = readFileSync(files.initramfs);
@@ -43,7 +45,8 @@ export async function startGuest(options: GuestOptions): Promise<Started> {
   const machine = { vcpu_count: 1, mem_size_mib: 256 };
   const json = { "boot-source": boot, "machine-config": machine, drives: [], ...config };
   writeFileSync(`${name}.json`, JSON.stringify(json));
-  const argv = ["--no-api", "--config-file", `${name}.json`, "--level", "Warn", ...flags];
+  const serve = api === undefined ? ["--no-api"] : ["--api-sock", api];
+  const argv = [...serve, "--config-file", `${name}.json`, "--level", "Warn", ...flags];
   return new Started(argv, "pipe", { prefix });
 }
 

@@ -405,11 +405,11 @@ describe("I/O APIC", () => {
     const during: boolean[] = [];
     const seen = run(WAIT, {
       onTrap: () => {
-        const { apic: a } = guest.vcpu.cpu;
-        a.ioapicWrite(IOAPIC, 0x18);
-        during.push((a.ioapicRead(IOAPIC + 0x10) & 0x4000) !== 0);
+        const { ioapic: a } = guest.vcpu.cpu.apic;
+        a.write(IOAPIC, 0x18);
+        during.push((a.read(IOAPIC + 0x10) & 0x4000) !== 0);
         eoi();
-        during.push((a.ioapicRead(IOAPIC + 0x10) & 0x4000) !== 0);
+        during.push((a.read(IOAPIC + 0x10) & 0x4000) !== 0);
         return true;
       },
     });

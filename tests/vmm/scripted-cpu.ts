@@ -3,7 +3,8 @@
  * the kernel command line names (`script=NAME`). Loaded by the real worker threads.
  */
 
-import { VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE } from "../../src/devices/virtio/device.ts";
+import { VIRTIO_ID_BALLOON, VIRTIO_ID_BLOCK, VIRTIO_ID_CONSOLE } from "../../src/devices/virtio/device.ts";
+import { CONFIG, DEVICE_ID } from "../../src/devices/virtio/mmio/registers.ts";
 import type { BootRegisters, VcpuEnd } from "../../src/hypervisor/types.ts";
 import { GuestMemory } from "../../src/memory/guest-memory.ts";
 import type { Backend, Vcpu, VcpuOptions } from "../../src/vmm/backend.ts";
@@ -24,6 +25,18 @@ const RINGS = 0x40_0000;
 const DATA = 0x50_0000;
 const SERIAL = 0x3f8;
 const I8042_COMMAND = 0x64;
+
+const MIB = 2 ** 20;
+/** Memory that the balloon's script gives away. */
+const BALLOONED = 16 * MIB;
+
+/** Where the balloon is, behind drives and network interfaces. */
+function balloonWindow(mmio: VcpuOptions["mmio"]): number {
+  for (let window = WINDOW; ; window += 0x1000) {
+    if (mmio.read(window + DEVICE_ID, 4) === VIRTIO_ID_BALLOON) return window;
+    if (mmio.read(window, 4) === 0) throw new Error("there is no balloon");
+  }
+}
 
 const words = (memory: WebAssembly.Memory) => new Int32Array(memory.buffer, 0, 64);
 
@@ -112,6 +125,8 @@ class ScriptedVcpu implements Vcpu {
       case "flood":
         for (let i = 0; i < 20_000; i++) this.print(`line ${String(i).padStart(6, "0")}\n`);
         return this.reset();
+      case "balloon":
+        return this.balloon();
       case "echo":
         this.echo();
         return this.reset();
@@ -228,6 +243,67 @@ class ScriptedVcpu implements Vcpu {
       const line = `${driver.config64(0)} sectors of ${String.fromCharCode(this.memory.readU8(sector.gpa))}\n`;
       if (line !== last) this.print(line);
       last = line;
+      this.idle();
+    }
+  }
+
+  /**
+   * Fills 64 MiB from {@link BALLOONED} on, and then drives a balloon with statistics and hinting: its pages are those,
+   * its free memory as it counts them, and the one page that it hints at is the last of them. Prints what it has done.
+   */
+  private balloon(): never {
+    const driver = this.driver(balloonWindow(this.options.mmio));
+    const [stats, hint] = [1 << 1, 1 << 3];
+    driver.start(VIRTIO_ID_BALLOON, stats | hint);
+    for (let queue = 0; queue < 4; queue++) driver.addQueue(queue);
+    driver.driverOk();
+    const pages = (64 * MIB) / 4096;
+    for (let page = 0; page < pages; page++) this.memory.writeU8(BALLOONED + page * 4096, 1);
+    const sendStatistics = (actual: number) => {
+      this.memory.writeU16(DATA, 4);
+      this.memory.writeU64(DATA + 2, BigInt((pages - actual) * 4096));
+      driver.submit(2, [{ gpa: DATA, length: 10 }], []);
+    };
+    const move = (queue: number, first: number, count: number) => {
+      for (let i = 0; i < count; i++) this.memory.writeU32(DATA + 4096 + 4 * i, BALLOONED / 4096 + first + i);
+      driver.submit(queue, [{ gpa: DATA + 4096, length: 4 * count }], []);
+      driver.waitUsed(queue);
+    };
+    const say = (cmd: number) => {
+      this.memory.writeU32(DATA + 8192, cmd);
+      driver.submit(3, [{ gpa: DATA + 8192, length: 4 }], []);
+      driver.waitUsed(3);
+    };
+    let actual = 0;
+    let run = 0;
+    sendStatistics(actual);
+    this.print("up\n");
+    for (;;) {
+      const target = Math.min(driver.read(CONFIG), pages);
+      const before = actual;
+      for (; actual < target; actual += Math.min(256, target - actual)) {
+        move(0, actual, Math.min(256, target - actual));
+      }
+      for (; actual > target; actual -= Math.min(256, actual - target)) {
+        const count = Math.min(256, actual - target);
+        move(1, actual - count, count);
+      }
+      if (actual !== before) {
+        driver.write(CONFIG + 4, actual);
+        const kept = (page: number) => this.memory.readU8(BALLOONED + page * 4096);
+        this.print(`balloon of ${actual} pages, ends ${kept(0)} ${kept(pages - 1)}\n`);
+      }
+      if (driver.used(2) !== undefined) sendStatistics(actual);
+      const cmd = driver.read(CONFIG + 8);
+      if (cmd > 1 && cmd !== run) {
+        run = cmd;
+        say(cmd);
+        const last = { gpa: BALLOONED + (pages - 1) * 4096, length: 4096 };
+        driver.submit(3, [], [last]);
+        driver.waitUsed(3);
+        say(0);
+        this.print(`hint ${cmd}, page ${this.memory.readU8(last.gpa)}\n`);
+      }
       this.idle();
     }
   }

@@ -22,11 +22,12 @@ export interface HttpRequest {
   readonly close: boolean;
 }
 
-/** What arrived is not a request that can be answered, and where the next one begins is unknown. */
+/** What arrived is not a request that can be answered. */
 export class HttpError extends Error {
   constructor(
-    readonly status: 400 | 413,
     message: string,
+    /** Where the next request begins is known: the connection can go on. */
+    readonly goesOn = false,
   ) {
     super(message);
     this.name = "HttpError";
@@ -46,6 +47,8 @@ export class RequestReader {
   /** Where the search for the end of the head goes on. */
   private searched = 0;
   private head: Head | undefined;
+  /** Bytes still to come of a body that was refused. */
+  private refused = 0;
 
   constructor(
     /** Largest body in bytes. */
@@ -65,6 +68,12 @@ export class RequestReader {
 
   /** The next request, or undefined until more has arrived. Throws {@link HttpError}. */
   next(): HttpRequest | undefined {
+    if (this.refused > 0) {
+      const dropped = Math.min(this.refused, this.buffer.length);
+      this.buffer = this.buffer.subarray(dropped);
+      this.refused -= dropped;
+      if (this.refused > 0) return undefined;
+    }
     this.head ??= this.readHead();
     if (this.head === undefined) return undefined;
     const { method, path, close, length } = this.head;
@@ -82,26 +91,26 @@ export class RequestReader {
     }
     const end = this.buffer.indexOf(HEAD_END, this.searched, "latin1");
     if ((end < 0 ? this.buffer.length : end) > MAX_HEAD_BYTES) {
-      throw new HttpError(400, `Invalid request. Its head is longer than ${MAX_HEAD_BYTES} bytes.`);
+      throw new HttpError(`Invalid request. Its head is longer than ${MAX_HEAD_BYTES} bytes.`);
     }
     if (end < 0) {
       this.searched = Math.max(0, this.buffer.length - HEAD_END.length + 1);
       return undefined;
     }
-    const head = this.parseHead(this.buffer.toString("latin1", 0, end));
+    const text = this.buffer.toString("latin1", 0, end);
     this.buffer = this.buffer.subarray(end + HEAD_END.length);
     this.searched = 0;
-    return head;
+    return this.parseHead(text);
   }
 
   private parseHead(text: string): Head {
     const [requestLine = "", ...lines] = text.split("\r\n");
     const [method = "", target = "", version = "", ...more] = requestLine.split(" ");
-    if (!METHOD.test(method)) throw new HttpError(400, "Invalid HTTP Method: Unsupported HTTP method.");
+    if (!METHOD.test(method)) throw new HttpError("Invalid HTTP Method: Unsupported HTTP method.");
     const path = originForm(target);
-    if (path === undefined) throw new HttpError(400, "Invalid URI: Give a path that begins with `/`.");
+    if (path === undefined) throw new HttpError("Invalid URI: Give a path that begins with `/`.");
     if (more.length > 0 || !VERSION.test(version)) {
-      throw new HttpError(400, "Invalid HTTP Version: Unsupported HTTP version.");
+      throw new HttpError("Invalid HTTP Version: Unsupported HTTP version.");
     }
     let length: number | undefined;
     let close = version === "HTTP/1.0";
@@ -110,19 +119,16 @@ export class RequestReader {
       const colon = line.indexOf(":");
       const name = line.slice(0, Math.max(0, colon)).toLowerCase();
       const value = line.slice(colon + 1).trim();
-      if (!FIELD_NAME.test(name)) throw new HttpError(400, "Invalid header.");
+      if (!FIELD_NAME.test(name)) throw new HttpError("Invalid header.");
       switch (name) {
         case "content-length":
           if (!CONTENT_LENGTH.test(value) || (length !== undefined && length !== Number(value))) {
-            throw new HttpError(400, `Invalid header. Content-Length: ${JSON.stringify(value)}`);
+            throw new HttpError(`Invalid header. Content-Length: ${JSON.stringify(value)}`);
           }
           length = Number(value);
           break;
         case "transfer-encoding":
-          throw new HttpError(
-            400,
-            "Unsupported header Transfer-Encoding. Send the body with a Content-Length.",
-          );
+          throw new HttpError("Unsupported header Transfer-Encoding. Send the body with a Content-Length.");
         case "connection":
           if (/\bclose\b/i.test(value)) close = true;
           else if (/\bkeep-alive\b/i.test(value)) close = false;
@@ -134,9 +140,11 @@ export class RequestReader {
     }
     length ??= 0;
     if (length > this.maxBody) {
+      this.refused = length;
       throw new HttpError(
-        413,
         `Request payload with size ${length} is larger than the limit of ${this.maxBody} allowed by server.`,
+        // A client that has asked for permission may leave the body out now (RFC 9110, 10.1.1).
+        !close && !expect,
       );
     }
     if (expect && length > 0) this.onExpectContinue();

@@ -13,6 +13,22 @@ export function fault(status: HttpResponse["status"], message: string, deprecate
   return { status, body: JSON.stringify({ fault_message: message }), deprecated };
 }
 
+/**
+ * The answer to what is no request, or one with too large a body, word for word as Firecracker gives it: the name is
+ * not `fault_message`, and the line break makes it no JSON.
+ */
+export function notARequest(message: string): HttpResponse {
+  const text = JSON.stringify(message).slice(1, -1);
+  const body = `{ "error": "${text}\nAll previous unanswered requests will be dropped." }`;
+  return { status: 400, body };
+}
+
+/** The answer to a client too many. */
+export const TOO_MANY_CONNECTIONS: HttpResponse = {
+  status: 503,
+  body: '{ "error": "Too many open connections" }',
+};
+
 export const CONTINUE = Buffer.from("HTTP/1.1 100 \r\n\r\n");
 
 /** The bytes of an answer. `close`: the connection ends after it. */

@@ -1,7 +1,7 @@
 /** The transport: what arrives in pieces, too fast, too large or not at all. */
 
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { HttpRequest } from "./request.ts";
@@ -194,11 +194,32 @@ describe("requests", () => {
 });
 
 describe("limits", () => {
-  test("a body of the largest size is taken, a larger one is 413 and read to its end", async () => {
+  test("a body of the largest size is taken, a larger one refused as Firecracker does, to the byte", async () => {
     answer = ({ body }) => String(body.length);
     const client = await connect();
     client.send(put("/x", "x".repeat(MAX_BODY)));
     expect(await client.answers(1)).toEqual([`"${MAX_BODY}"`]);
+    client.send("PUT /x HTTP/1.1\r\nContent-Length: 51201\r\n\r\nsome body");
+    const refusal = (await client.answers(2))[1]!;
+    expect(refusal).toBe(
+      '{ "error": "Request payload with size 51201 is larger than the limit of 51200 allowed by server.\n' +
+        'All previous unanswered requests will be dropped." }',
+    );
+    expect(client.text()).toEndWith(
+      "HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n" +
+        `Content-Type: application/json\r\nContent-Length: ${refusal.length}\r\n\r\n${refusal}`,
+    );
+    // The connection goes on behind the body, however it arrives.
+    client.send("x".repeat(30_000));
+    client.send("x".repeat(51_201 - 9 - 30_000) + put("/y", "abc"));
+    expect((await client.answers(3))[2]).toBe('"3"');
+    expect(events).toEqual(["+/x", "-/x", "+/y", "-/y"]);
+    client.send("PUT /x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 51201\r\n\r\n");
+    expect(await client.closed()).toContain("Connection: close\r\n");
+    expect(bodies(client.text())[3]).toBe(refusal);
+  });
+
+  test("a large body is read to its end", async () => {
     const large = "x".repeat(2_000_000);
     const curl = Bun.spawn(
       [
@@ -218,9 +239,10 @@ describe("limits", () => {
       { stdin: new TextEncoder().encode(large), stdout: "pipe" },
     );
     expect(await new Response(curl.stdout).text()).toBe(
-      '{"fault_message":"Request payload with size 2000000 is larger than the limit of 51200 allowed by server."} 413',
+      '{ "error": "Request payload with size 2000000 is larger than the limit of 51200 allowed by server.\n' +
+        'All previous unanswered requests will be dropped." } 400',
     );
-    expect(events.length).toBe(2);
+    expect(events).toEqual([]);
   });
 
   test.each([
@@ -244,7 +266,9 @@ describe("limits", () => {
     client.send(text.slice(100));
     const received = await client.closed();
     expect(received).toStartWith("HTTP/1.1 400 \r\n");
-    expect(JSON.parse(bodies(received)[0]!).fault_message).toStartWith(message);
+    const refusal = `{ "error": "${JSON.stringify(message).slice(1, -1)}`;
+    expect(bodies(received)[0]).toStartWith(refusal);
+    expect(bodies(received)[0]).toEndWith('\nAll previous unanswered requests will be dropped." }');
     expect(events).toEqual([]);
   });
 
@@ -259,7 +283,7 @@ describe("limits", () => {
   test("more clients than there is room for are told so", async () => {
     const clients = await Promise.all(Array.from({ length: 256 }, () => connect()));
     const extra = await connect();
-    expect(await extra.closed()).toContain("Too many open connections");
+    expect(bodies(await extra.closed())).toEqual(['{ "error": "Too many open connections" }']);
     clients[0]!.socket.end();
     await clients[0]!.closed();
     await Bun.sleep(20);
@@ -281,6 +305,30 @@ describe("clients that misbehave", () => {
     const client = await connect();
     client.send(get("/y"));
     expect(await client.answers(1)).toEqual(['"/y"']);
+  });
+
+  test("many that come and go leave nothing behind", async () => {
+    const descriptors = () => readdirSync("/proc/self/fd").length;
+    const before = descriptors();
+    const growth = async (clients: number) => {
+      const start = process.memoryUsage().rss;
+      for (let i = 0; i < clients; i++) {
+        const client = await connect();
+        client.send(get("/x"));
+        await client.answers(1);
+        client.socket.end();
+        await client.closed();
+      }
+      events.length = 0;
+      return process.memoryUsage().rss - start;
+    };
+    await growth(500);
+    expect(await growth(2000)).toBeLessThan(32 * 2 ** 20);
+    // The server learns of a closed connection at its next turn.
+    for (const end = performance.now() + 5000; descriptors() > before + 2 && performance.now() < end; ) {
+      await Bun.sleep(5);
+    }
+    expect(descriptors()).toBeLessThanOrEqual(before + 2);
   });
 
   test("one that sends requests and reads no answers does not make the monitor grow", async () => {

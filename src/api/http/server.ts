@@ -10,7 +10,13 @@ import { existsSync, linkSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Socket, UnixSocketListener } from "bun";
 import { HttpError, type HttpRequest, RequestReader } from "./request.ts";
-import { CONTINUE, encodeResponse, fault, type HttpResponse } from "./response.ts";
+import {
+  CONTINUE,
+  encodeResponse,
+  type HttpResponse,
+  notARequest,
+  TOO_MANY_CONNECTIONS,
+} from "./response.ts";
 
 /** Clients connected at once. */
 const MAX_CONNECTIONS = 256;
@@ -104,7 +110,7 @@ export class HttpServer {
     const connection = new Connection(socket, this.options.maxBody, (ready) => this.enqueue(ready));
     socket.data = connection;
     if (this.connections.size >= MAX_CONNECTIONS) {
-      connection.refuse(fault(503, "Too many open connections"));
+      connection.refuse(TOO_MANY_CONNECTIONS);
       return;
     }
     this.connections.add(connection);
@@ -196,7 +202,9 @@ class Connection {
         this.request = this.reader.next();
       } catch (error) {
         if (!(error instanceof HttpError)) throw error;
-        this.refuse(fault(error.status, error.message));
+        const response = notARequest(error.message);
+        if (error.goesOn) this.answer(response, false);
+        else this.refuse(response);
         return;
       }
       if (this.request !== undefined) this.enqueue(this);

@@ -32,9 +32,10 @@ function devices(count: number) {
 }
 
 /** Follows the pointers from the RSDP, as a kernel does. */
-function build(vcpus: number, deviceCount: number) {
+function build(vcpus: number, deviceCount: number, hardwareReduced = true) {
   const { memory } = guardedMemory(2 * MIB);
-  writeAcpiTables(memory, new TableArea(memory), { rsdp: RSDP, vcpus, virtioDevices: devices(deviceCount) });
+  const virtioDevices = devices(deviceCount);
+  writeAcpiTables(memory, new TableArea(memory), { rsdp: RSDP, vcpus, virtioDevices, hardwareReduced });
   const rsdp = memory.slice(RSDP, 36);
   expect(text(rsdp.subarray(0, 8))).toBe("RSD PTR ");
   expect(sum(rsdp.subarray(0, 20))).toBe(0);
@@ -59,6 +60,26 @@ test("RSDP, XSDT, FADT, MADT and DSDT are linked and checksummed", () => {
   const names = text(dsdt);
   for (const part of ["COM1", "PS2_", "V000", "V001", "LNRO0005"]) expect(names).toContain(part);
   expect(names).not.toContain("V002");
+});
+
+test("a platform that is not hardware-reduced has PM1 registers and an SCI", () => {
+  const reduced = build(1, 1).fadt;
+  for (const field of [46, 56, 64, 88, 148, 172]) expect(reduced.getUint16(field, true)).toBe(0);
+  const { fadt } = build(1, 1, false);
+  expect(fadt.getUint32(112, true)).toBe((1 << 5) | (1 << 4));
+  expect(fadt.getUint16(46, true)).toBe(3);
+  // Event block: 4 bytes at port 0x600; control block: 2 bytes behind it. Each as a port and as a generic address.
+  expect([fadt.getUint32(56, true), fadt.getUint8(88)]).toEqual([0x600, 4]);
+  expect([fadt.getUint32(64, true), fadt.getUint8(89)]).toEqual([0x604, 2]);
+  const address = (at: number) => [
+    fadt.getUint8(at),
+    fadt.getUint8(at + 1),
+    Number(fadt.getBigUint64(at + 4, true)),
+  ];
+  expect(address(148)).toEqual([1, 32, 0x600]);
+  expect(address(172)).toEqual([1, 16, 0x604]);
+  // No SMI command port (ACPI mode always), no PM timer, no general-purpose events.
+  for (const field of [48, 76, 80, 84]) expect(fadt.getUint32(field, true)).toBe(0);
 });
 
 test("the MADT lists one I/O APIC and every vCPU", () => {

@@ -1,7 +1,18 @@
-/** The ACPI tables of a microVM: a hardware-reduced platform without sleep states (ACPI 6.5, chapter 5). */
+/**
+ * The ACPI tables of a microVM (ACPI 6.5, chapter 5), which has no sleep states and no events of fixed hardware:
+ * hardware-reduced, or with the PM1 registers and the SCI that any other platform must have.
+ */
 
 import type { GuestMemory } from "../../memory/guest-memory.ts";
-import { APIC_ADDR, IOAPIC_ADDR } from "../layout.ts";
+import {
+  APIC_ADDR,
+  IOAPIC_ADDR,
+  PM1_CONTROL_PORT,
+  PM1_CONTROL_SIZE,
+  PM1_EVENT_PORT,
+  PM1_EVENT_SIZE,
+  SCI_GSI,
+} from "../layout.ts";
 import { checksum, type TableArea } from "../table-area.ts";
 import type { VirtioMmioRange } from "../virtio-range.ts";
 import { dsdtBody } from "./dsdt.ts";
@@ -35,11 +46,22 @@ const RSDP_EXTENDED_CHECKSUM = 32;
 
 /** FADT (5.2.9). Fields left at 0 are ignored on a hardware-reduced platform, or say "not there". */
 const FADT_SIZE = 276;
+const FADT_SCI_INT = 46;
+const FADT_PM1A_EVT_BLK = 56;
+const FADT_PM1A_CNT_BLK = 64;
+const FADT_PM1_EVT_LEN = 88;
+const FADT_PM1_CNT_LEN = 89;
 const FADT_IAPC_BOOT_ARCH = 109;
 const FADT_FLAGS = 112;
 const FADT_MINOR_VERSION = 131;
 const FADT_X_DSDT = 140;
+const FADT_X_PM1A_EVT_BLK = 148;
+const FADT_X_PM1A_CNT_BLK = 172;
 const FADT_HYPERVISOR_VENDOR_ID = 268;
+/** Generic address structure (table 5.1). */
+const GAS_BIT_WIDTH = 1;
+const GAS_ADDRESS = 4;
+const GAS_SYSTEM_IO = 1;
 /** Fixed feature flags (table 5.10). The button bits say that there is no such button in fixed hardware. */
 const FADT_PWR_BUTTON = 1 << 4;
 const FADT_SLP_BUTTON = 1 << 5;
@@ -71,12 +93,17 @@ export interface AcpiConfig {
   /** 1 to 254; APIC id n belongs to vCPU n. */
   readonly vcpus: number;
   readonly virtioDevices: readonly VirtioMmioRange[];
+  /**
+   * True: as Firecracker. The guest then takes it that there is no PIC and no interval timer, whatever the machine
+   * has (Linux: acpi_generic_reduced_hw_init).
+   */
+  readonly hardwareReduced: boolean;
 }
 
 /** Writes DSDT, FADT, MADT and XSDT to `area`, and the RSDP. Throws BootError if the area is too small. */
 export function writeAcpiTables(memory: GuestMemory, area: TableArea, config: AcpiConfig): void {
-  const dsdt = area.place(sdt("DSDT", DSDT_REVISION, Uint8Array.from(dsdtBody(config.virtioDevices))));
-  const fadt = area.place(sdt("FACP", FADT_REVISION, fadtBody(dsdt)));
+  const dsdt = area.place(sdt("DSDT", DSDT_REVISION, new Uint8Array(dsdtBody(config.virtioDevices))));
+  const fadt = area.place(sdt("FACP", FADT_REVISION, fadtBody(dsdt, config.hardwareReduced)));
   const madt = area.place(sdt("APIC", MADT_REVISION, madtBody(config.vcpus)));
   const xsdt = area.place(sdt("XSDT", XSDT_REVISION, xsdtBody([fadt, madt])));
   memory.write(config.rsdp, rsdp(xsdt));
@@ -99,7 +126,7 @@ export function sdt(signature: string, revision: number, body: Uint8Array): Uint
   return table;
 }
 
-function fadtBody(dsdt: number): Uint8Array {
+function fadtBody(dsdt: number, hardwareReduced: boolean): Uint8Array {
   const body = new Uint8Array(FADT_SIZE - SDT_HEADER_SIZE);
   const view = new DataView(body.buffer);
   // The field offsets of the specification count from the start of the header.
@@ -113,7 +140,20 @@ function fadtBody(dsdt: number): Uint8Array {
       IAPC_CMOS_RTC_NOT_PRESENT,
     true,
   );
-  view.setUint32(at(FADT_FLAGS), FADT_PWR_BUTTON | FADT_SLP_BUTTON | FADT_HW_REDUCED_ACPI, true);
+  const reduced = hardwareReduced ? FADT_HW_REDUCED_ACPI : 0;
+  view.setUint32(at(FADT_FLAGS), FADT_PWR_BUTTON | FADT_SLP_BUTTON | reduced, true);
+  if (!hardwareReduced) {
+    const block = (field: number, extended: number, length: number, port: number, bytes: number) => {
+      view.setUint32(at(field), port, true);
+      body[at(length)] = bytes;
+      body[at(extended)] = GAS_SYSTEM_IO;
+      body[at(extended + GAS_BIT_WIDTH)] = 8 * bytes;
+      view.setBigUint64(at(extended + GAS_ADDRESS), BigInt(port), true);
+    };
+    view.setUint16(at(FADT_SCI_INT), SCI_GSI, true);
+    block(FADT_PM1A_EVT_BLK, FADT_X_PM1A_EVT_BLK, FADT_PM1_EVT_LEN, PM1_EVENT_PORT, PM1_EVENT_SIZE);
+    block(FADT_PM1A_CNT_BLK, FADT_X_PM1A_CNT_BLK, FADT_PM1_CNT_LEN, PM1_CONTROL_PORT, PM1_CONTROL_SIZE);
+  }
   body[at(FADT_MINOR_VERSION)] = 5;
   view.setBigUint64(at(FADT_X_DSDT), BigInt(dsdt), true);
   putAscii(body, at(FADT_HYPERVISOR_VENDOR_ID), HYPERVISOR_VENDOR_ID);

@@ -11,6 +11,7 @@ export const VIRTIO_ID_NET = 1;
 export const VIRTIO_ID_BLOCK = 2;
 export const VIRTIO_ID_CONSOLE = 3;
 export const VIRTIO_ID_ENTROPY = 4;
+export const VIRTIO_ID_BALLOON = 5;
 export const VIRTIO_ID_VSOCK = 19;
 
 /** Device-independent feature bits (virtio 1.2, 6). */
@@ -74,6 +75,8 @@ export interface DeviceContext {
 export interface DeviceHost {
   /** Makes the present `config` bytes visible, and interrupts the driver if the device is active. */
   configChanged(): void;
+  /** Makes the present `config` bytes visible and interrupts nobody: for what the driver wrote itself. */
+  publishConfig(): void;
   log(message: string): void;
 }
 

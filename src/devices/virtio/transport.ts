@@ -188,6 +188,7 @@ export class DeviceRunner {
         signals.publishConfig();
         if (this.active) signals.configInterrupt();
       },
+      publishConfig: () => signals.publishConfig(),
       log: (message) => this.log(message),
     });
   }

@@ -78,6 +78,39 @@ describe("every vendor", () => {
   });
 });
 
+describe("two threads a core", () => {
+  const smt = { ...vcpu, index: 3, smt: true };
+
+  test("Intel", () => {
+    const more = [0x4121, 0x1c163].map((eax, i) => entry(4, { index: 3 * i, flags: 1, eax }));
+    const entries = guestCpuid(host(INTEL, more), smt);
+    // L1 is shared by the two threads of a core, L3 by all four; two cores.
+    expect(leaf(entries, 4, 0).eax).toBe(0x0400_4121);
+    expect(leaf(entries, 4, 3).eax).toBe(0x0400_c163);
+    expect(leaf(entries, 0xb, 0)).toMatchObject({ eax: 1, ebx: 2, ecx: 0x100, edx: 3 });
+    expect(leaf(entries, 0xb, 1)).toMatchObject({ eax: 2, ebx: 4, ecx: 0x201, edx: 3 });
+    expect((leaf(entries, 1).ebx >>> 16) & 0xff).toBe(4);
+  });
+
+  test("AMD", () => {
+    const more = [
+      entry(0x8000_001d, { index: 0, flags: 1, eax: 0x121 }),
+      entry(0x8000_001d, { index: 3, flags: 1, eax: 0x163 }),
+      entry(0x8000_001e),
+    ];
+    const entries = guestCpuid(host(AMD, more), smt);
+    expect(leaf(entries, 0x8000_001d, 0).eax).toBe(0x4121);
+    expect(leaf(entries, 0x8000_001d, 3).eax).toBe(0xc163);
+    expect(leaf(entries, 0x8000_001e)).toMatchObject({ eax: 3, ebx: 0x101, ecx: 0 });
+  });
+
+  test("a lone vCPU has a core of its own all the same", () => {
+    const alone = { index: 0, count: 1, tscDeadline: true };
+    const supported = host(INTEL, [entry(4, { flags: 1, eax: 0x4121 })]);
+    expect(guestCpuid(supported, { ...alone, smt: true })).toEqual(guestCpuid(supported, alone));
+  });
+});
+
 test("Intel: caches, turbo, performance counters, deprecated FPU state, brand with the host's frequency", () => {
   const bytes = new TextEncoder().encode("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz".padEnd(48, "\0"));
   const view = new DataView(bytes.buffer);

@@ -21,10 +21,12 @@ export interface CpuidEntry {
   edx: number;
 }
 
-/** Which vCPU of how many, one thread a core, all in one package. vCPU n has APIC id n. */
+/** Which vCPU of how many, all in one package. vCPU n has APIC id n. */
 export interface CpuidOptions {
   readonly index: number;
   readonly count: number;
+  /** Two threads a core, if there is more than one vCPU; one otherwise. */
+  readonly smt?: boolean | undefined;
   /** KVM_CAP_TSC_DEADLINE_TIMER is there. */
   readonly tscDeadline: boolean;
 }
@@ -56,6 +58,8 @@ const LEVEL_SMT = 1 << 8;
 const LEVEL_CORE = 2 << 8;
 /** Leaf 0x80000001. */
 const ECX_TOPOLOGY_EXTENSIONS = 1 << 22;
+/** Leaf 0x8000001E: EBX. */
+const CORE_THREADS_SHIFT = 8;
 /** Leaf 0x80000008: ApicIdSize in ECX. */
 const APIC_ID_SIZE_SHIFT = 12;
 
@@ -64,38 +68,48 @@ const LEAF_TOPOLOGY_V2 = 0x1f;
 const LEAF_BRAND = 0x8000_0002;
 const BRAND_LEAVES = 3;
 
+const HEADER_WORDS = CPUID2_HEADER / 4;
+const ENTRY_WORDS = CPUID_ENTRY2_BYTES / 4;
+
 /** kvm_cpuid2 with room for `count` entries, for KVM to fill. */
 export function cpuidBuffer(count: number): Uint8Array {
   const struct = new Uint8Array(CPUID2_HEADER + count * CPUID_ENTRY2_BYTES);
-  new DataView(struct.buffer).setUint32(0, count, true);
+  new Uint32Array(struct.buffer)[0] = count;
   return struct;
 }
 
-/** The entries of a filled kvm_cpuid2. */
+/** The entries of a filled kvm_cpuid2. `struct` begins on a multiple of 4 bytes. */
 export function decodeCpuid(struct: Uint8Array): CpuidEntry[] {
-  const view = new DataView(struct.buffer, struct.byteOffset, struct.length);
-  return Array.from({ length: view.getUint32(0, true) }, (_, i) => {
-    const word = (n: number) => view.getUint32(CPUID2_HEADER + i * CPUID_ENTRY2_BYTES + 4 * n, true);
-    return {
-      function: word(0),
-      index: word(1),
-      flags: word(2),
-      eax: word(3),
-      ebx: word(4),
-      ecx: word(5),
-      edx: word(6),
-    };
-  });
+  const words = new Uint32Array(struct.buffer, struct.byteOffset, struct.length >>> 2);
+  const entries: CpuidEntry[] = [];
+  for (let i = 0, at = HEADER_WORDS; i < words[0]!; i++, at += ENTRY_WORDS) {
+    entries.push({
+      function: words[at]!,
+      index: words[at + 1]!,
+      flags: words[at + 2]!,
+      eax: words[at + 3]!,
+      ebx: words[at + 4]!,
+      ecx: words[at + 5]!,
+      edx: words[at + 6]!,
+    });
+  }
+  return entries;
 }
 
 /** kvm_cpuid2 with `entries`. */
 export function encodeCpuid(entries: readonly CpuidEntry[]): Uint8Array {
   const struct = cpuidBuffer(entries.length);
-  const view = new DataView(struct.buffer);
-  for (const [i, e] of entries.entries()) {
-    for (const [n, word] of [e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx].entries()) {
-      view.setUint32(CPUID2_HEADER + i * CPUID_ENTRY2_BYTES + 4 * n, word, true);
-    }
+  const words = new Uint32Array(struct.buffer);
+  let at = HEADER_WORDS;
+  for (const e of entries) {
+    words[at] = e.function;
+    words[at + 1] = e.index;
+    words[at + 2] = e.flags;
+    words[at + 3] = e.eax;
+    words[at + 4] = e.ebx;
+    words[at + 5] = e.ecx;
+    words[at + 6] = e.edx;
+    at += ENTRY_WORDS;
   }
   return struct;
 }
@@ -131,12 +145,13 @@ function common(entry: CpuidEntry, { index, count, tscDeadline }: CpuidOptions):
   entry.edx = (count > 1 ? entry.edx | EDX_HTT : entry.edx & ~EDX_HTT) >>> 0;
 }
 
-function intel(entry: CpuidEntry, { count }: CpuidOptions): void {
+function intel(entry: CpuidEntry, options: CpuidOptions): void {
   switch (entry.function) {
     case 4:
       if (entry.eax !== 0) {
+        const cores = Math.max(1, options.count >> threadBits(options));
         entry.eax =
-          ((cacheSharing(entry.eax, count) & 0x03ff_ffff) | ((count - 1) << CACHE_CORES_SHIFT)) >>> 0;
+          ((cacheSharing(entry.eax, options) & 0x03ff_ffff) | ((cores - 1) << CACHE_CORES_SHIFT)) >>> 0;
       }
       break;
     case 6:
@@ -156,7 +171,9 @@ function intel(entry: CpuidEntry, { count }: CpuidOptions): void {
   }
 }
 
-function amd(entry: CpuidEntry, { index, count }: CpuidOptions): void {
+function amd(entry: CpuidEntry, options: CpuidOptions): void {
+  const { index, count } = options;
+  const bits = threadBits(options);
   switch (entry.function) {
     case 7:
       if (entry.index === 0) entry.edx = (entry.edx & ~EDX_ARCH_CAPABILITIES) >>> 0;
@@ -168,12 +185,12 @@ function amd(entry: CpuidEntry, { index, count }: CpuidOptions): void {
       entry.ecx = (entry.ecx & ~0xf0ff) | (count - 1) | (idBits(count) << APIC_ID_SIZE_SHIFT);
       break;
     case 0x8000_001d:
-      if ((entry.eax & 0x1f) !== 0) entry.eax = cacheSharing(entry.eax, count);
+      if ((entry.eax & 0x1f) !== 0) entry.eax = cacheSharing(entry.eax, options);
       break;
     case 0x8000_001e:
-      // Extended APIC id; core id, one thread a core; one node.
+      // Extended APIC id; core id and threads of a core; one node.
       entry.eax = index;
-      entry.ebx = index;
+      entry.ebx = (index >> bits) | (((1 << bits) - 1) << CORE_THREADS_SHIFT);
       entry.ecx = 0;
       break;
     default:
@@ -182,14 +199,21 @@ function amd(entry: CpuidEntry, { index, count }: CpuidOptions): void {
 }
 
 /** The last level is shared by all cores, what lies above it belongs to one. */
-function cacheSharing(eax: number, count: number): number {
+function cacheSharing(eax: number, options: CpuidOptions): number {
   const level = (eax >>> CACHE_LEVEL_SHIFT) & 7;
-  const sharing = level >= LAST_CACHE_LEVEL ? count - 1 : 0;
-  return ((eax & ~(0xfff << CACHE_SHARING_SHIFT)) | (sharing << CACHE_SHARING_SHIFT)) >>> 0;
+  const threads = level >= LAST_CACHE_LEVEL ? options.count : 1 << threadBits(options);
+  return ((eax & ~(0xfff << CACHE_SHARING_SHIFT)) | ((threads - 1) << CACHE_SHARING_SHIFT)) >>> 0;
+}
+
+/** Bits of an APIC id that number the threads of a core. */
+function threadBits({ count, smt = false }: CpuidOptions): number {
+  return smt && count > 1 ? 1 : 0;
 }
 
 /** Extended topology (SDM vol. 2A, leaf 0BH): threads of a core, cores of the package, and the end of the list. */
-function topology(leaf: number, { index, count }: CpuidOptions): CpuidEntry[] {
+function topology(leaf: number, options: CpuidOptions): CpuidEntry[] {
+  const { index, count } = options;
+  const bits = threadBits(options);
   const level = (subleaf: number, eax: number, ebx: number, type: number): CpuidEntry => ({
     function: leaf,
     index: subleaf,
@@ -199,7 +223,11 @@ function topology(leaf: number, { index, count }: CpuidOptions): CpuidEntry[] {
     ecx: type | subleaf,
     edx: index,
   });
-  return [level(0, 0, 1, LEVEL_SMT), level(1, idBits(count), count, LEVEL_CORE), level(2, 0, 0, 0)];
+  return [
+    level(0, bits, 1 << bits, LEVEL_SMT),
+    level(1, idBits(count), count, LEVEL_CORE),
+    level(2, 0, 0, 0),
+  ];
 }
 
 /** A name without the host's model, which is nothing to rely on; the frequency is, on Intel, as in Firecracker. */

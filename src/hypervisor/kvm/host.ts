@@ -1,7 +1,8 @@
 /** What can be said of the host's KVM without using it, and the sentences for all that can be wrong with it. */
 
-import { accessSync, constants } from "node:fs";
 import { cpuFlags, hasVirtualization } from "../../platform/cpu-flags.ts";
+import { SystemError } from "../../platform/errno.ts";
+import { checkAccess } from "../../platform/files.ts";
 
 export const KVM_PATH = "/dev/kvm";
 
@@ -13,11 +14,11 @@ export const NO_HARDWARE =
 /** Why /dev/kvm cannot be opened, or undefined. Does not open it. */
 export function accessProblem(): string | undefined {
   try {
-    accessSync(KVM_PATH, constants.R_OK | constants.W_OK);
+    checkAccess(KVM_PATH);
     return undefined;
   } catch (error) {
-    const code = error instanceof Error && "code" in error ? String(error.code) : "";
-    return openProblem(code, error instanceof Error ? error.message : String(error));
+    if (!(error instanceof SystemError)) throw error;
+    return openProblem(error.code, error.message);
   }
 }
 

@@ -88,6 +88,7 @@ export class KvmMachine {
       for (const [slot, { gpa, size, offset }] of memoryRegions(ramBytes, base).entries()) {
         vm.setMemory(slot, gpa, bytes.subarray(offset, offset + size));
       }
+      vm.createInterruptControllers();
     } catch (error) {
       machine.close();
       throw error;

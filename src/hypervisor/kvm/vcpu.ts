@@ -1,8 +1,8 @@
 /** One vCPU on KVM: its set-up and the loop that runs the guest and serves its exits. */
 
-import { constants } from "node:os";
 import { GuestMemory } from "../../memory/guest-memory.ts";
 import { SystemError } from "../../platform/errno.ts";
+import { ERRNO } from "../../platform/errno-numbers.ts";
 import { ioctlStruct, tryIoctlValue } from "../../platform/ioctl.ts";
 import type { BootRegisters, VcpuEnd } from "../types.ts";
 import * as kvm from "./api.ts";
@@ -12,7 +12,7 @@ import { KvmMachine } from "./machine.ts";
 import { setBootMsrs } from "./msrs.ts";
 import { setBootRegisters, setLocalInterrupts } from "./registers.ts";
 
-const { EINTR, EAGAIN } = constants.errno;
+const { EINTR, EAGAIN } = ERRNO;
 const { IO, MMIO, SHUTDOWN, FAIL_ENTRY, INTERNAL_ERROR, SYSTEM_EVENT, INTR } = kvm.KVM_EXIT;
 
 /** Ports or memory-mapped registers of the machine. Sizes are 1, 2 or 4 bytes; values are unsigned. */
@@ -26,6 +26,8 @@ export interface KvmVcpuOptions {
   readonly ramBytes: number;
   /** Number and APIC id of this vCPU, from 0. */
   readonly index: number;
+  /** Two vCPUs are the threads of one core. */
+  readonly smt?: boolean | undefined;
   readonly pio: KvmBus;
   readonly mmio: KvmBus;
   /** Called on the vCPU's thread when it has left the guest for a pause. */
@@ -43,7 +45,7 @@ export class KvmVcpu {
 
   /** Creates the vCPU and gives it CPUID, MSRs and local interrupts. Throws {@link SystemError}. */
   constructor(private readonly options: KvmVcpuOptions) {
-    const { memory, ramBytes, index, cpuidFilter } = options;
+    const { memory, ramBytes, index, smt, cpuidFilter } = options;
     const machine = new KvmMachine(memory);
     this.machine = machine;
     const { buffer } = memory;
@@ -55,6 +57,7 @@ export class KvmVcpu {
     const cpuid = guestCpuid(system.supportedCpuid(), {
       index,
       count: machine.vcpuCount,
+      smt,
       tscDeadline: system.extension(kvm.KVM_CAP_TSC_DEADLINE_TIMER) > 0,
     });
     const struct = encodeCpuid(cpuidFilter === undefined ? cpuid : cpuidFilter(cpuid));

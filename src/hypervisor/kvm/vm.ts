@@ -16,16 +16,24 @@ export class KvmVm {
   /** `fd` is a descriptor of KVM_CREATE_VM; threads of one process share it. */
   constructor(readonly fd: number) {}
 
-  /** A VM with PIC, I/O APIC and PIT, without memory and vCPUs. Throws {@link SystemError}. */
+  /** A VM without memory, interrupt controllers and vCPUs. Throws {@link SystemError}. */
   static create(system: KvmSystem): KvmVm {
     const vm = new KvmVm(createVmFd(system.fd));
     ioctlValue(vm.fd, kvm.KVM_SET_TSS_ADDR, TSS_ADDRESS, "KVM_SET_TSS_ADDR");
-    ioctlValue(vm.fd, kvm.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP");
+    return vm;
+  }
+
+  /**
+   * PIC, I/O APIC and PIT. To be called before there are vCPUs, and after {@link setMemory}: each device on one of
+   * KVM's buses, as these are, leaves work to the kernel's SRCU, and a change of the memory slots would wait for that
+   * (4 to 10 ms). Throws {@link SystemError}.
+   */
+  createInterruptControllers(): void {
+    ioctlValue(this.fd, kvm.KVM_CREATE_IRQCHIP, 0, "KVM_CREATE_IRQCHIP");
     const pit = new Uint8Array(kvm.PIT_CONFIG_BYTES);
     // A guest that beeps does not leave the kernel for it.
     new DataView(pit.buffer).setUint32(0, kvm.KVM_PIT_SPEAKER_DUMMY, true);
-    ioctlStruct(vm.fd, kvm.KVM_CREATE_PIT2, pit, "KVM_CREATE_PIT2");
-    return vm;
+    ioctlStruct(this.fd, kvm.KVM_CREATE_PIT2, pit, "KVM_CREATE_PIT2");
   }
 
   /** The descriptor of a new vCPU with APIC id `index`. Throws {@link SystemError}. */

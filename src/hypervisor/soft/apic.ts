@@ -1,13 +1,10 @@
-/**
- * Local APIC (xAPIC registers and x2APIC MSRs) with its timer, and the I/O APIC, for one vCPU
- * (SDM vol. 3A, chapter 11; 82093AA data sheet).
- */
+/** Local APIC (xAPIC registers and x2APIC MSRs) with its timer, for one vCPU (SDM vol. 3A, chapter 11). */
 import type { Clock } from "./clock.ts";
-import { ATTENTION, GSI_EDGES } from "./layout.ts";
+import { IoApic } from "./ioapic.ts";
+import { ATTENTION } from "./layout.ts";
 import type { State } from "./state.ts";
 
 export const LAPIC_BASE = 0xfee0_0000;
-export const IOAPIC_BASE = 0xfec0_0000;
 
 /** IA32_APIC_BASE bits. */
 const BSP = 0x100n;
@@ -71,18 +68,18 @@ const BASE_RESERVED = 0xffff_ff00_0000_02ffn;
 
 const SVR_ENABLE = 0x100;
 const LVT_MASKED = 0x1_0000;
+const LVT_DELIVERY_MODE = 0x700;
+const LVT_NMI = 0x400;
+const LVT_EXTINT = 0x700;
 const TIMER_MODE = 0x6_0000;
 const TIMER_PERIODIC = 0x2_0000;
 const TIMER_TSC_DEADLINE = 0x4_0000;
 /** Version 0x14, six LVT entries after the first. */
 const VERSION_VALUE = 0x0005_0014;
 
-const IOAPIC_PINS = 24;
-const REDIRECTION_MASKED = 0x1_0000;
-const REDIRECTION_LEVEL = 0x8000;
-const REDIRECTION_REMOTE_IRR = 0x4000;
-
 export class Apic {
+  /** The one that sends its interrupts here. */
+  readonly ioapic = new IoApic((vector, level) => this.raise(vector, level));
   base = BigInt(LAPIC_BASE) | ENABLE | BSP;
   private readonly irr = new Uint32Array(8);
   private readonly isr = new Uint32Array(8);
@@ -101,9 +98,6 @@ export class Apic {
   private countStart = 0n;
   private deadline: bigint | undefined;
   private tscDeadline = 0n;
-  private readonly redirection = new Uint32Array(IOAPIC_PINS * 2);
-  private ioapicSelect = 0;
-  private ioapicId = 0;
 
   constructor(
     private readonly state: State,
@@ -120,7 +114,6 @@ export class Apic {
     ]) {
       this.lvt.set(r, LVT_MASKED);
     }
-    for (let pin = 0; pin < IOAPIC_PINS; pin++) this.redirection[pin * 2] = REDIRECTION_MASKED;
   }
 
   get x2apic(): boolean {
@@ -128,6 +121,21 @@ export class Apic {
   }
   private get enabled(): boolean {
     return (this.base & ENABLE) !== 0n && (this.svr & SVR_ENABLE) !== 0;
+  }
+
+  /**
+   * As firmware leaves it (MultiProcessor Specification 1.4, 3.6.2.2, virtual wire mode): the PIC's interrupts come
+   * through LINT0, NMIs through LINT1.
+   */
+  virtualWire(): void {
+    this.lvt.set(REGISTER.LVT_LINT0, LVT_EXTINT);
+    this.lvt.set(REGISTER.LVT_LINT1, LVT_NMI);
+  }
+
+  /** True if the PIC's INTR reaches the processor: through LINT0, or past a local APIC that is off. */
+  get acceptsExtInt(): boolean {
+    if ((this.base & ENABLE) === 0n) return true;
+    return (this.lvt.get(REGISTER.LVT_LINT0)! & (LVT_MASKED | LVT_DELIVERY_MODE)) === LVT_EXTINT;
   }
 
   // --- priorities ------------------------------------------------------------------------------
@@ -175,7 +183,7 @@ export class Apic {
     const vector = Apic.highest(this.isr);
     if (vector < 0) return;
     this.isr[vector >> 5]! &= ~(1 << (vector & 31));
-    if (this.tmr[vector >> 5]! & (1 << (vector & 31))) this.ioapicEoi(vector);
+    if (this.tmr[vector >> 5]! & (1 << (vector & 31))) this.ioapic.eoi(vector);
     // A lower one may have become deliverable.
     Atomics.store(this.state.i32, ATTENTION >> 2, -1);
   }
@@ -264,6 +272,8 @@ export class Apic {
       default:
         if (this.lvt.has(offset)) {
           this.lvt.set(offset, this.svr & SVR_ENABLE ? value : value | LVT_MASKED);
+          // LINT0 may let the PIC's interrupts in.
+          Atomics.store(this.state.i32, ATTENTION >> 2, -1);
         }
     }
   }
@@ -331,6 +341,7 @@ export class Apic {
     if (extended && (!enabled || (this.base & ENABLE) === 0n)) return false;
     if (this.x2apic && enabled && !extended) return false;
     this.base = (value & 0xff_ffff_f000n) | (value & (EXTD | ENABLE)) | BSP;
+    Atomics.store(this.state.i32, ATTENTION >> 2, -1);
     return true;
   }
 
@@ -418,65 +429,5 @@ export class Apic {
 
   mmioWrite(gpa: number, value: number): void {
     if ((gpa & 15) === 0) this.writeRegister(gpa & 0xff0, value | 0);
-  }
-
-  // --- I/O APIC --------------------------------------------------------------------------------
-
-  ownsIoapic(gpa: number): boolean {
-    return gpa >= IOAPIC_BASE && gpa < IOAPIC_BASE + 0x1000;
-  }
-
-  ioapicRead(gpa: number): number {
-    const offset = gpa - IOAPIC_BASE;
-    if (offset === 0) return this.ioapicSelect;
-    if (offset !== 0x10) return 0;
-    const r = this.ioapicSelect;
-    if (r === 0 || r === 2) return this.ioapicId << 24;
-    if (r === 1) return 0x11 | ((IOAPIC_PINS - 1) << 16);
-    const i = r - 0x10;
-    return i >= 0 && i < IOAPIC_PINS * 2 ? this.redirection[i]! : 0;
-  }
-
-  ioapicWrite(gpa: number, value: number): void {
-    const offset = gpa - IOAPIC_BASE;
-    if (offset === 0) this.ioapicSelect = value & 0xff;
-    else if (offset === 0x10) {
-      const r = this.ioapicSelect;
-      if (r === 0) this.ioapicId = (value >> 24) & 15;
-      const i = r - 0x10;
-      if (i < 0 || i >= IOAPIC_PINS * 2) return;
-      // Delivery status and remote IRR are read-only.
-      this.redirection[i] =
-        i & 1 ? value : (value & ~0x5000) | (this.redirection[i]! & REDIRECTION_REMOTE_IRR);
-    } else if (offset === 0x40) this.ioapicEoi(value & 0xff);
-  }
-
-  private ioapicEoi(vector: number): void {
-    for (let pin = 0; pin < IOAPIC_PINS; pin++) {
-      const low = this.redirection[pin * 2]!;
-      if ((low & 0xff) === vector && low & REDIRECTION_LEVEL) {
-        this.redirection[pin * 2] = low & ~REDIRECTION_REMOTE_IRR;
-      }
-    }
-  }
-
-  edgesWaiting(): boolean {
-    return Atomics.load(this.state.i32, GSI_EDGES >> 2) !== 0;
-  }
-
-  /** Takes the interrupt edges that any thread has raised since the last call. */
-  collectEdges(): void {
-    const edges = Atomics.exchange(this.state.i32, GSI_EDGES >> 2, 0);
-    if (edges === 0) return;
-    for (let pin = 0; pin < IOAPIC_PINS; pin++) {
-      if (!(edges & (1 << pin))) continue;
-      const low = this.redirection[pin * 2]!;
-      if (low & REDIRECTION_MASKED) continue;
-      const mode = (low >> 8) & 7;
-      if (mode > 1) continue;
-      const level = (low & REDIRECTION_LEVEL) !== 0;
-      if (level) this.redirection[pin * 2] = low | REDIRECTION_REMOTE_IRR;
-      this.raise(low & 0xff, level);
-    }
   }
 }

@@ -23,8 +23,14 @@ export class Clock {
     this.offset = -this.host();
   }
 
-  private host(): bigint {
+  /** Host time in ns, which never goes back and no guest can set. */
+  host(): bigint {
     return BigInt(Math.floor(performance.now() * 1e6));
+  }
+
+  /** The time-stamp counter at a host time. */
+  atHost(ns: bigint): bigint {
+    return ns + this.offset;
   }
 
   /** The time-stamp counter. */

@@ -37,7 +37,7 @@ function wake(i32: Int32Array): void {
   Atomics.notify(i32, ATTENTION >> 2);
 }
 
-/** An interrupt line of the software I/O APIC; usable on any thread. `gsi` 0-23. */
+/** An interrupt line of the software CPU, see irqchip.ts; usable on any thread. `gsi` 0-23. */
 export class SoftIrqLine implements IrqLine {
   private readonly i32: Int32Array;
   private readonly bit: number;

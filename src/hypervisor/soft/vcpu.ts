@@ -8,6 +8,8 @@ import { type Cpu, newGeneration, type SoftBus, updateMode } from "./cpu.ts";
 import { debugCause, deliver, type Interrupt } from "./exceptions.ts";
 import { X87 } from "./float/x87.ts";
 import { buildInterpreter, Interpreter } from "./interpreter.ts";
+import { IoApic } from "./ioapic.ts";
+import { IrqChip } from "./irqchip.ts";
 import { Jit } from "./jit/jit.ts";
 import { Lockstep } from "./jit/lockstep.ts";
 import {
@@ -110,6 +112,7 @@ export class SoftVcpu {
   readonly state: State;
   readonly cpu: Cpu;
   readonly interpreter: Interpreter;
+  private readonly irqchip: IrqChip;
   private readonly jit: Jit | undefined;
   private readonly lockstep: Lockstep | undefined;
   private readonly helpers: (Helper | undefined)[];
@@ -128,6 +131,7 @@ export class SoftVcpu {
     this.state = state;
     const clock = new Clock(state, ramBytes);
     const apic = new Apic(state, clock, 0);
+    this.irqchip = new IrqChip(state, clock, apic);
     const mmu = new Mmu(
       state,
       ramBytes,
@@ -171,7 +175,7 @@ export class SoftVcpu {
       blocks,
       apic,
       clock,
-      bus,
+      bus: this.irqchip.withPorts(bus),
       x87,
       sse: new SseSlow(memory),
       generation: 0,
@@ -217,6 +221,7 @@ export class SoftVcpu {
     state.set64(IDTR_BASE, r.idt.base);
     state.set(IDTR_LIMIT, r.idt.limit);
     state.set(CPL, r.cs.selector & 3);
+    cpu.apic.virtualWire();
     newGeneration(cpu);
   }
 
@@ -352,7 +357,7 @@ export class SoftVcpu {
 
   /** Instructions until the run loop should look at the clock again. */
   private slice(): number {
-    const timer = this.cpu.apic.nextTimer;
+    const timer = this.irqchip.nextTimer;
     if (timer === undefined) return LONG_SLICE;
     const left = Number(timer - this.cpu.clock.now()) * this.speed;
     return Math.max(SHORT_SLICE, Math.min(LONG_SLICE, Math.floor(left)));
@@ -430,20 +435,19 @@ export class SoftVcpu {
       return;
     }
     if (Atomics.load(i32, STALE >> 2)) cpu.blocks.dropStale();
-    cpu.apic.collectEdges();
-    cpu.apic.poll();
+    this.irqchip.collect();
     // Raising an interrupt asks for attention: that is being paid right now.
     Atomics.store(i32, ATTENTION >> 2, 0);
     if (this.stopOrPauseAsked()) Atomics.store(i32, ATTENTION >> 2, -1);
-    const vector = cpu.apic.pending();
-    state.set(IRQ_WAITING, vector >= 0 ? 1 : 0);
-    if (vector < 0 || !(state.get(FLAGS_SYSTEM) & RFLAGS.IF)) return;
+    const pending = this.irqchip.pending();
+    state.set(IRQ_WAITING, pending ? 1 : 0);
+    if (!pending || !(state.get(FLAGS_SYSTEM) & RFLAGS.IF)) return;
     if (state.rip === state.get64(SHADOW_RIP)) {
       this.shadowStep();
       return;
     }
-    cpu.apic.acknowledge(vector);
-    state.set(IRQ_WAITING, cpu.apic.pending() >= 0 ? 1 : 0);
+    const vector = this.irqchip.acknowledge();
+    state.set(IRQ_WAITING, this.irqchip.pending() ? 1 : 0);
     this.deliver({ vector, error: -1, software: false, external: true });
     // Another one may follow as soon as the handler allows it; IRQ_WAITING has it.
   }
@@ -482,9 +486,8 @@ export class SoftVcpu {
     for (;;) {
       // Here and not in the run loop: a pause must not end the HLT.
       this.waitWhilePaused();
-      cpu.apic.collectEdges();
-      cpu.apic.poll();
-      const wake = cpu.apic.pending() >= 0 && (state.get(FLAGS_SYSTEM) & RFLAGS.IF) !== 0;
+      this.irqchip.collect();
+      const wake = this.irqchip.pending() && (state.get(FLAGS_SYSTEM) & RFLAGS.IF) !== 0;
       if (wake || this.end || Atomics.load(i32, STOP >> 2)) {
         Atomics.store(i32, ATTENTION >> 2, -1);
         return;
@@ -493,7 +496,7 @@ export class SoftVcpu {
       Atomics.store(i32, ATTENTION >> 2, 0);
       // Whoever raises something after this point makes ATTENTION -1, and the wait returns at once.
       if (this.workArrived()) continue;
-      const timer = cpu.apic.nextTimer;
+      const timer = this.irqchip.nextTimer;
       const left = timer === undefined ? LONGEST_SLEEP : Number(timer - cpu.clock.now()) / 1e6;
       if (left <= 0) continue;
       Atomics.wait(i32, ATTENTION >> 2, 0, Math.min(left, LONGEST_SLEEP));
@@ -501,7 +504,7 @@ export class SoftVcpu {
   }
 
   private workArrived(): boolean {
-    return this.cpu.apic.edgesWaiting() || this.stopOrPauseAsked();
+    return this.irqchip.edgesWaiting() || this.stopOrPauseAsked();
   }
 
   private stopOrPauseAsked(): boolean {
@@ -526,14 +529,14 @@ export class SoftVcpu {
   private physicalRead(gpa: number, size: number): number {
     const { apic } = this.cpu;
     if (apic.ownsLapic(gpa)) return apic.mmioRead(gpa);
-    if (apic.ownsIoapic(gpa)) return apic.ioapicRead(gpa);
+    if (IoApic.owns(gpa)) return apic.ioapic.read(gpa);
     return this.options.bus.mmioRead(gpa, size);
   }
 
   private physicalWrite(gpa: number, size: number, value: number): void {
     const { apic } = this.cpu;
     if (apic.ownsLapic(gpa)) apic.mmioWrite(gpa, value);
-    else if (apic.ownsIoapic(gpa)) apic.ioapicWrite(gpa, value | 0);
+    else if (IoApic.owns(gpa)) apic.ioapic.write(gpa, value | 0);
     else this.options.bus.mmioWrite(gpa, size, value);
   }
 

@@ -3,7 +3,8 @@
 # runs one command in it and reports how it ended. Written for busybox ash.
 #
 # Kernel command line:
-#   sparkler.root=/dev/vda          root file system (root= with ro or rw is understood as well)
+#   sparkler.root=/dev/vda          root file system (root= with ro or rw is understood as well); a partition also as
+#                                   PARTUUID=ID
 #   sparkler.rootflags=rw           mount options, the first of them ro or rw
 #   sparkler.rootfstype=ext4
 #   sparkler.modules=a,b            further kernel modules to load, of those in /sparkler/modules
@@ -154,14 +155,57 @@ if [ -n "$ip" ]; then
   [ -z "$dns" ] || echo "nameserver $dns" >/etc/resolv.conf
 fi
 
+# The kernel resolves PARTUUID= itself only where there is no initramfs.
+# Hex digits of N bytes of a disk: hex DISK OFFSET N
+hex() {
+  dd if="/dev/$1" bs=1 skip="$2" count="$3" 2>/dev/null | od -An -v -tx1 | tr -d ' \n'
+}
+# Hex digits of a little-endian number, most significant first.
+swap() {
+  swapped= digits=$1
+  while [ -n "$digits" ]; do swapped=${digits%"${digits#??}"}$swapped digits=${digits#??}; done
+  echo "$swapped"
+}
+# The id of partition N as the kernel has it: partition_id DISK N
+partition_id() {
+  # GPT: header in sector 1 with the place (72) and the size (84) of the entries, each with its GUID at 16.
+  if [ "$(hex "$1" 512 8)" = 4546492050415254 ]; then
+    entries=$((0x$(swap "$(hex "$1" 584 8)"))) size=$((0x$(swap "$(hex "$1" 596 4)")))
+    guid=$(hex "$1" $((entries * 512 + ($2 - 1) * size + 16)) 16)
+    tail=${guid#????????????????}
+    a=${guid%????????????????????????} b=${guid#????????} b=${b%????????????????????} c=${guid#????????????}
+    echo "$(swap "$a")-$(swap "$b")-$(swap "${c%????????????????}")-${tail%????????????}-${tail#????}"
+  # MBR: signature of the disk at 440.
+  elif [ "$(hex "$1" 510 2)" = 55aa ]; then
+    printf '%s-%02x\n' "$(swap "$(hex "$1" 440 4)")" "$2"
+  fi
+}
+# The device of the partition with an id; empty if there is none.
+find_partition() {
+  for file in /sys/class/block/*/partition; do
+    [ -e "$file" ] || continue
+    read -r number <"$file"
+    dir=$(readlink -f "${file%/partition}")
+    disk=${dir%/*}
+    [ "$(partition_id "${disk##*/}" "$number")" != "$1" ] || echo "/dev/${dir##*/}"
+  done
+}
 if [ -n "$root" ]; then
-  case $root in /dev/*) ;; *) die "root=$root: only a device such as /dev/vda is understood" ;; esac
+  case $root in
+  /dev/*) device=$root most=200 ;;
+  PARTUUID=*) device= id=$(echo "${root#*=}" | tr A-Z a-z) most=20 ;;
+  *) die "root=$root: only a device such as /dev/vda or a PARTUUID= is understood" ;;
+  esac
   tries=0
-  until [ -b "$root" ]; do
+  until
+    [ "$device" = "$root" ] || device=$(find_partition "$id")
+    [ -b "$device" ]
+  do
     tries=$((tries + 1))
-    [ $tries -lt 200 ] || die "$root does not exist: is a drive attached?"
+    [ $tries -lt $most ] || die "$root does not exist: is a drive attached?"
     usleep 5000
   done
+  root=$device
   message=$(mount -t "$fstype" -o "$rootflags" "$root" /newroot 2>&1) ||
     die "cannot mount $root as $fstype ($rootflags): $message"
   cd /newroot

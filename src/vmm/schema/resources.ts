@@ -47,14 +47,21 @@ export const Drive = object(
       default: "Unsafe",
       description: "`Writeback`: the guest's flushes reach the storage device.",
     }),
-    io_engine: oneOf(["Sync", "Async"], { default: "Sync", "x-supported": ["Sync"] }),
+    io_engine: oneOf(["Sync", "Async"], {
+      default: "Sync",
+      description: "`Async`: many transfers at once, through the host's io_uring.",
+    }),
     rate_limiter: RateLimiter,
-    socket: text({ description: "Socket of a vhost-user-block backend.", ...NOT_YET }),
+    socket: text({
+      description: "Socket of a vhost-user-block backend.",
+      ...NOT_YET,
+      "x-reason": "There are no vhost-user drives: give path_on_host.",
+    }),
   },
 );
 
 const machineFields = {
-  smt: flag({ default: false, ...NOT_YET }),
+  smt: flag({ default: false, description: "Two vCPUs are the threads of one core." }),
   track_dirty_pages: flag({ default: false, ...NOT_YET }),
   huge_pages: oneOf(["None", "Transparent", "2M"], { default: "None", "x-supported": ["None"] }),
   cpu_template: oneOf(["None", "C3", "T2", "T2S", "T2CL", "T2A", "V1N1"], {
@@ -93,7 +100,10 @@ export const Serial = object(
   {},
   {
     serial_out_path: text({ description: "File or FIFO for the output of the serial port." }),
-    rate_limiter: { ...TokenBucket, ...NOT_YET },
+    rate_limiter: {
+      ...TokenBucket,
+      description: "Bytes per time that are output; what the guest sends beyond that is lost.",
+    },
   },
 );
 
@@ -121,11 +131,20 @@ export const Vsock = object(
 );
 
 export const Balloon = object(
-  { amount_mib: integer(0, U32), deflate_on_oom: flag() },
   {
-    stats_polling_interval_s: integer(0, 65535, { default: 0 }),
-    free_page_hinting: flag({ default: false }),
-    free_page_reporting: flag({ default: false }),
+    amount_mib: integer(0, U32, { description: "Memory that the balloon is to take, in MiB." }),
+    deflate_on_oom: flag({ description: "The balloon shrinks when the guest has no other memory left." }),
+  },
+  {
+    stats_polling_interval_s: integer(0, 65535, {
+      default: 0,
+      description: "Seconds between two memory statistics of the guest; 0: none.",
+    }),
+    free_page_hinting: flag({ default: false, description: "The guest can be asked which memory is free." }),
+    free_page_reporting: flag({
+      default: false,
+      description: "Memory that the guest frees goes back to the host.",
+    }),
   },
 );
 
@@ -144,7 +163,10 @@ export const MmdsConfig = object(
   {
     version: oneOf(["V1", "V2"], { default: "V1" }),
     ipv4_address: text({ pattern: IPV4_PATTERN, default: "169.254.169.254", description: "an IPv4 address" }),
-    imds_compat: flag({ default: false }),
+    imds_compat: flag({
+      default: false,
+      description: "Answer in the format of EC2's metadata service, whatever a guest accepts.",
+    }),
   },
 );
 
@@ -178,10 +200,10 @@ export const VmmConfig = object(
     metrics: Metrics,
     entropy: Entropy,
     serial: Serial,
-    "mmds-config": { ...MmdsConfig, ...NOT_YET },
+    "mmds-config": MmdsConfig,
     "network-interfaces": list(NetworkInterface),
     vsock: Vsock,
-    balloon: { ...Balloon, ...NOT_YET },
+    balloon: Balloon,
     pmem: list(Pmem, NOT_YET),
     "memory-hotplug": { ...MemoryHotplug, ...NOT_YET },
     "cpu-config": text({ description: "Path of a file with a CPU template.", ...NOT_YET }),
@@ -198,6 +220,7 @@ export type Serial = Infer<typeof Serial>;
 export type Entropy = Infer<typeof Entropy>;
 export type NetworkInterface = Infer<typeof NetworkInterface>;
 export type RateLimiter = Infer<typeof RateLimiter>;
+export type Balloon = Infer<typeof Balloon>;
 export type Vsock = Infer<typeof Vsock>;
 export type MmdsConfig = Infer<typeof MmdsConfig>;
 export type VmmConfig = Infer<typeof VmmConfig>;

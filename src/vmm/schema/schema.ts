@@ -26,6 +26,8 @@ export interface Annotations {
    * everything. What is not supported is refused, never ignored.
    */
   readonly "x-supported"?: false | readonly string[];
+  /** What the one who asked for something that is not supported should know: a sentence. */
+  readonly "x-reason"?: string;
 }
 
 /** A schema of values of type `T`. `_type` is never there: it only carries the type. */

@@ -60,7 +60,8 @@ export function findUnsupported(schema: SchemaNode, value: unknown, name = ""): 
   const support = schema["x-supported"];
   if (support === false && !isDefault(schema, value)) {
     const instead = "default" in schema ? `Use \`${String(schema.default)}\`.` : "Leave it out.";
-    return `\`${name}\` is not supported yet. ${instead}`;
+    const reason = schema["x-reason"] === undefined ? "" : ` ${schema["x-reason"]}`;
+    return `\`${name}\` is not supported yet. ${instead}${reason}`;
   }
   if (Array.isArray(support) && !support.includes(value)) {
     return `\`${name}\` \`${String(value)}\` is not supported yet. Use ${alternatives(support)}.`;

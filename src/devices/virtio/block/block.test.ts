@@ -5,21 +5,29 @@ import { type BufferSpec, TestDriver } from "../testing/driver.ts";
 import { FUZZ_COUNT, fuzzDevice, type Random } from "../testing/fuzz.ts";
 import {
   BlockDevice,
-  type BlockOptions,
+  VIRTIO_BLK_F_DISCARD,
   VIRTIO_BLK_F_FLUSH,
   VIRTIO_BLK_F_RO,
   VIRTIO_BLK_F_SEG_MAX,
+  VIRTIO_BLK_F_WRITE_ZEROES,
 } from "./block.ts";
 import type { DiskFile } from "./disk.ts";
+import type { BlockOptions } from "./options.ts";
 
-const [IN, OUT, FLUSH, GET_ID] = [0, 1, 4, 8];
+const [IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES] = [0, 1, 4, 8, 11, 13];
 const [OK, IOERR, UNSUPP] = [0, 1, 2];
 const SECTORS = 64;
+
+function total(buffers: readonly Uint8Array[]): number {
+  return buffers.reduce((sum, { length }) => sum + length, 0);
+}
 
 /** A disk in memory that counts, and fails or is short when told to. */
 class MemoryDisk implements DiskFile {
   readonly content: Uint8Array;
   syncs = 0;
+  readonly discards: [offset: number, length: number][] = [];
+  readonly zeros: [offset: number, length: number, unmap: boolean][] = [];
   fail = false;
   /** Most bytes that one call moves. */
   limit = Number.POSITIVE_INFINITY;
@@ -32,15 +40,30 @@ class MemoryDisk implements DiskFile {
     if (offset < 0 || offset + length > this.size) throw new Error(`beyond the disk: ${offset}, ${length}`);
     return Math.min(length, this.limit);
   }
-  readAt(offset: number, into: Uint8Array): number {
-    const count = this.check(offset, into.length);
-    into.set(this.content.subarray(offset, offset + count));
+  readAt(offset: number, into: readonly Uint8Array[]): number {
+    let left = this.check(offset, total(into));
+    let done = 0;
+    for (const buffer of into) {
+      const count = Math.min(left, buffer.length);
+      buffer.set(this.content.subarray(offset + done, offset + done + count));
+      done += count;
+      left -= count;
+    }
+    return done;
+  }
+  writeAt(offset: number, from: readonly Uint8Array[]): number {
+    const count = this.check(offset, total(from));
+    this.content.set(Buffer.concat(from).subarray(0, count), offset);
     return count;
   }
-  writeAt(offset: number, from: Uint8Array): number {
-    const count = this.check(offset, from.length);
-    this.content.set(from.subarray(0, count), offset);
-    return count;
+  discard(offset: number, length: number): void {
+    this.check(offset, length);
+    this.discards.push([offset, length]);
+  }
+  writeZeros(offset: number, length: number, unmap: boolean): void {
+    this.check(offset, length);
+    this.content.fill(0, offset, offset + length);
+    this.zeros.push([offset, length, unmap]);
   }
   sync(): void {
     if (this.fail) throw new Error("EIO: i/o error");
@@ -100,7 +123,8 @@ function ramOf(buffers: BufferSpec[]): Uint8Array {
 
 describe("what the driver sees", () => {
   test("features follow the drive's configuration", () => {
-    expect(block.features).toBe((1n << 32n) | (1n << 29n) | VIRTIO_BLK_F_FLUSH);
+    const writable = VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES;
+    expect(block.features).toBe((1n << 32n) | (1n << 29n) | VIRTIO_BLK_F_FLUSH | writable);
     start({ cacheType: "Unsafe", readOnly: true });
     expect(block.features).toBe((1n << 32n) | (1n << 29n) | VIRTIO_BLK_F_RO);
     expect(driver.read(reg.DEVICE_ID)).toBe(2);
@@ -215,6 +239,86 @@ describe("flush", () => {
   });
 });
 
+describe("discard and write-zeroes", () => {
+  type Segment = readonly [sector: number | bigint, count: number, flags?: number];
+
+  function segments(list: readonly Segment[], extra = 0): BufferSpec {
+    const bytes = new Uint8Array(16 * list.length + extra);
+    const view = new DataView(bytes.buffer);
+    for (const [i, [sector, count, flags = 0]] of list.entries()) {
+      view.setBigUint64(16 * i, BigInt(sector), true);
+      view.setUint32(16 * i + 8, count, true);
+      view.setUint32(16 * i + 12, flags, true);
+    }
+    return driver.readable(bytes);
+  }
+  const ask = (type: number, ...list: Segment[]) => request(type, 0, [segments(list)]).status;
+
+  test("what the driver is told of their limits, on drives that can be written", () => {
+    const fields = [36, 40, 44, 48, 52, 56].map((at) => driver.read(reg.CONFIG + at));
+    expect(fields).toEqual([2 ** 22, 32, 8, 2 ** 16, 1, 1]);
+    start({ readOnly: true });
+    expect(driver.read(reg.CONFIG + 36)).toBe(0);
+  });
+
+  test("ranges are given back and made zero", () => {
+    expect(ask(DISCARD, [1, 2], [8, 56], [0, 0])).toBe(OK);
+    expect(disk.discards).toEqual([
+      [512, 1024],
+      [8 * 512, 56 * 512],
+    ]);
+    expect(ask(WRITE_ZEROES, [3, 1])).toBe(OK);
+    expect(ask(WRITE_ZEROES, [SECTORS - 1, 1, 1])).toBe(OK);
+    expect(disk.zeros).toEqual([
+      [3 * 512, 512, false],
+      [(SECTORS - 1) * 512, 512, true],
+    ]);
+    expect(disk.content.subarray(3 * 512, 4 * 512).every((byte) => byte === 0)).toBe(true);
+  });
+
+  test("nothing of a request is done if any of it is wrong", () => {
+    const past = [
+      [SECTORS, 1],
+      [SECTORS - 1, 2],
+      [0, SECTORS + 1],
+      [2n ** 64n - 1n, 1],
+      [2n ** 64n - 1n, 2 ** 32 - 1],
+      [2n ** 55n, 8],
+      [0, 2 ** 32 - 1],
+    ] as const;
+    for (const segment of past) {
+      expect(ask(DISCARD, [0, 1], segment)).toBe(IOERR);
+      expect(ask(WRITE_ZEROES, segment)).toBe(IOERR);
+    }
+    for (const flags of [1, 2, 0x8000_0000]) expect(ask(DISCARD, [0, 1], [0, 1, flags])).toBe(UNSUPP);
+    for (const flags of [2, 3, 0xffff_fffe]) expect(ask(WRITE_ZEROES, [0, 1, flags])).toBe(UNSUPP);
+    expect(ask(DISCARD)).toBe(IOERR);
+    expect(request(DISCARD, 0, [])).toEqual({ status: IOERR, used: 1 });
+    for (const extra of [1, 15]) {
+      expect(request(DISCARD, 0, [segments([[0, 1]], extra)]).status).toBe(IOERR);
+    }
+    expect(ask(DISCARD, ...Array.from({ length: 33 }, (): Segment => [0, 1]))).toBe(IOERR);
+    expect(ask(WRITE_ZEROES, [0, 1], [1, 1])).toBe(IOERR);
+    expect([disk.discards, disk.zeros]).toEqual([[], []]);
+    expect(ask(DISCARD, ...Array.from({ length: 32 }, (): Segment => [0, 1]))).toBe(OK);
+    expect(logs[0]).toBe(`block rootfs: discard of 1 sectors at ${SECTORS} of ${SECTORS}`);
+  });
+
+  test("a read-only drive refuses both, and a host's error is the guest's", () => {
+    disk.fail = true;
+    expect([ask(DISCARD, [0, 1]), ask(WRITE_ZEROES, [0, 1])]).toEqual([IOERR, IOERR]);
+    expect(block.metrics.executeFails).toBe(2);
+    disk.fail = false;
+    start({ readOnly: true });
+    expect([ask(DISCARD, [0, 1]), ask(WRITE_ZEROES, [0, 1])]).toEqual([IOERR, IOERR]);
+    expect([disk.discards, disk.zeros]).toEqual([[], []]);
+    expect(logs).toEqual([
+      "block rootfs: discard on a read-only drive",
+      "block rootfs: write of zeroes on a read-only drive",
+    ]);
+  });
+});
+
 test("the id is 20 bytes, padded with zeros", () => {
   const id = driver.writable(20);
   expect(request(GET_ID, 0, [id])).toEqual({ status: OK, used: 21 });
@@ -224,8 +328,8 @@ test("the id is 20 bytes, padded with zeros", () => {
 });
 
 test("what is not supported says so", () => {
-  expect(request(11, 0, [driver.readable(new Uint8Array(16))])).toEqual({ status: UNSUPP, used: 1 });
-  expect(logs).toEqual(["block rootfs: unsupported request type 11"]);
+  expect(request(14, 0, [driver.readable(new Uint8Array(16))])).toEqual({ status: UNSUPP, used: 1 });
+  expect(logs).toEqual(["block rootfs: unsupported request type 14"]);
 });
 
 test("a chain without header or status is given back", () => {
@@ -302,8 +406,16 @@ test(`survives ${FUZZ_COUNT} mutations`, () => {
         segMax: 16,
       }),
     request: (random: Random, d) => {
-      const type = random.pick([IN, IN, OUT, OUT, FLUSH, GET_ID, 11, 0xffffffff]);
+      const type = random.pick([IN, IN, OUT, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES, 14, 0xffffffff]);
       const sector = random.pick([0, 1, SECTORS - 1, SECTORS, 2n ** 64n - 1n, 2n ** 55n]);
+      if (type === DISCARD || type === WRITE_ZEROES) {
+        const segment = header(random.pick([0, 1]), 0);
+        const view = new DataView(segment.buffer);
+        view.setBigUint64(0, BigInt(sector), true);
+        view.setUint32(8, random.pick([0, 1, 2, SECTORS, 2 ** 32 - 1]), true);
+        view.setUint32(12, random.pick([0, 0, 1, 2]), true);
+        return [d.readable(header(type, 0)), d.readable(segment), d.writable(1)];
+      }
       const data = Array.from({ length: random.below(4) }, () => {
         const length = 512 * (1 + random.below(2)) - (random.chance(8) ? 1 : 0);
         return type === OUT ? d.readable(new Uint8Array(length)) : d.writable(length);

@@ -1,10 +1,16 @@
-/** virtio-block (virtio 1.2, 5.2) over a file, with the features and limits of Firecracker's. */
+/**
+ * virtio-block (virtio 1.2, 5.2) over a file, with the features and limits of Firecracker's, and with discard and
+ * write-zeroes on drives that can be written.
+ */
 
-import { RateLimiter, type RateLimiterConfig, type TimerSource } from "../../../ratelimit/rate-limiter.ts";
-import type { DescriptorChain, GuestBuffer } from "../chain.ts";
+import { RateLimiter, type RateLimiterConfig, type Timer } from "../../../ratelimit/rate-limiter.ts";
+import { bufferViews, type DescriptorChain, type GuestBuffer } from "../chain.ts";
 import {
   type DeviceContext,
   type DeviceHost,
+  type DeviceQueue,
+  type HandlerResult,
+  HOLD,
   STOP,
   VIRTIO_F_EVENT_IDX,
   VIRTIO_F_INDIRECT_DESC,
@@ -12,12 +18,22 @@ import {
   VIRTIO_ID_BLOCK,
   type VirtioDevice,
 } from "../device.ts";
-import type { DiskFile } from "./disk.ts";
+import {
+  CONFIG_BYTES_WITH_DISCARD,
+  readSegments,
+  setDiscardConfig,
+  VIRTIO_BLK_T_DISCARD,
+  VIRTIO_BLK_T_WRITE_ZEROES,
+} from "./discard.ts";
+import { type AsyncDisk, type DiskFile, isAsync, type TransferEnd } from "./disk.ts";
+import { BLOCK_ID_BYTES, type BlockMetrics, type BlockOptions, type CacheType } from "./options.ts";
 
 /** Feature bits (5.2.3). */
 export const VIRTIO_BLK_F_SEG_MAX = 1n << 2n;
 export const VIRTIO_BLK_F_RO = 1n << 5n;
 export const VIRTIO_BLK_F_FLUSH = 1n << 9n;
+export const VIRTIO_BLK_F_DISCARD = 1n << 13n;
+export const VIRTIO_BLK_F_WRITE_ZEROES = 1n << 14n;
 
 /** Request types (5.2.6). */
 const VIRTIO_BLK_T_IN = 0;
@@ -41,45 +57,6 @@ const CONFIG_CAPACITY_BYTES = 8;
 const CONFIG_SEG_MAX = 12;
 const CONFIG_BYTES_WITH_SEG_MAX = 16;
 
-/** Length of the id that GET_ID returns. */
-export const BLOCK_ID_BYTES = 20;
-
-/** `Unsafe`: the guest is offered no flush. `Writeback`: a flush is done when it is reported as done. */
-export type CacheType = "Unsafe" | "Writeback";
-
-export interface BlockOptions {
-  /** For log lines. */
-  readonly driveId: string;
-  readonly disk: DiskFile;
-  /** At most {@link BLOCK_ID_BYTES}; padded with zeros. */
-  readonly id: Uint8Array;
-  readonly readOnly: boolean;
-  readonly cacheType: CacheType;
-  /**
-   * Data buffers per request, up to 254. Firecracker offers no more than one, which is the default; more lets
-   * the driver join scattered pages into one request, and offers indirect descriptors for it.
-   */
-  readonly segMax?: number;
-  readonly rateLimiter?: RateLimiterConfig | undefined;
-  readonly timers: TimerSource;
-}
-
-/** Counters since the device was created; byte counts include only what succeeded. */
-export interface BlockMetrics {
-  readBytes: number;
-  readCount: number;
-  writeBytes: number;
-  writeCount: number;
-  flushCount: number;
-  /** Requests that were malformed, unsupported, or out of the disk's bounds. */
-  invalidRequests: number;
-  /** Requests that failed in the file. */
-  executeFails: number;
-  queueEvents: number;
-  /** Times that requests had to wait for the rate limiter. */
-  throttled: number;
-}
-
 export class BlockDevice implements VirtioDevice {
   readonly name: string;
   readonly type = VIRTIO_ID_BLOCK;
@@ -95,11 +72,18 @@ export class BlockDevice implements VirtioDevice {
     invalidRequests: 0,
     executeFails: 0,
     queueEvents: 0,
+    engineThrottled: 0,
   };
 
   private readonly readOnly: boolean;
   private readonly cacheType: CacheType;
-  private disk: DiskFile;
+  private disk: DiskFile | AsyncDisk;
+  /** `disk`, if it is one. */
+  private asyncDisk: AsyncDisk | undefined;
+  /** Requests wait for room in `asyncDisk`. */
+  private full = false;
+  /** Goes on after other work had its turn. */
+  private readonly resume: Timer;
   private sectors = 0;
   private readonly id = new Uint8Array(BLOCK_ID_BYTES);
   private readonly header = new Uint8Array(HEADER_BYTES);
@@ -115,15 +99,19 @@ export class BlockDevice implements VirtioDevice {
       throw new RangeError(`segMax ${segMax} is not from 1 to ${QUEUE_SIZE - 2}`);
     }
     this.limiter = new RateLimiter(options.rateLimiter, options.timers, () => this.serve());
+    this.resume = options.timers.create(() => this.serve());
     this.name = `block ${driveId}`;
     this.readOnly = readOnly;
     this.cacheType = cacheType;
     let features = VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX;
     if (cacheType === "Writeback") features |= VIRTIO_BLK_F_FLUSH;
-    if (readOnly) features |= VIRTIO_BLK_F_RO;
+    features |= readOnly ? VIRTIO_BLK_F_RO : VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES;
     if (segMax > 1) features |= VIRTIO_BLK_F_SEG_MAX | VIRTIO_F_INDIRECT_DESC;
     this.features = features;
-    this.config = new Uint8Array(segMax > 1 ? CONFIG_BYTES_WITH_SEG_MAX : CONFIG_CAPACITY_BYTES);
+    this.config = new Uint8Array(
+      readOnly ? (segMax > 1 ? CONFIG_BYTES_WITH_SEG_MAX : CONFIG_CAPACITY_BYTES) : CONFIG_BYTES_WITH_DISCARD,
+    );
+    if (!readOnly) setDiscardConfig(this.config);
     if (segMax > 1) new DataView(this.config.buffer).setUint32(CONFIG_SEG_MAX, segMax, true);
     this.disk = disk;
     this.useDisk(disk, id);
@@ -143,13 +131,35 @@ export class BlockDevice implements VirtioDevice {
   }
 
   reset(): void {
+    this.asyncDisk?.drain();
     this.context = undefined;
     this.limiter.reset();
+    this.resume.cancel();
+    this.full = false;
   }
 
-  /** Puts another file behind the device and tells the driver of its size (PATCH /drives). */
-  updateDisk(disk: DiskFile, id: Uint8Array): void {
+  /**
+   * Begins all that the driver has asked for so far, as far as the rate limiter lets it, and returns when it is done. For
+   * a time when the guest does not run.
+   */
+  drain(): void {
+    do {
+      this.serve();
+      this.asyncDisk?.drain();
+      this.context?.queues[0]?.flush();
+    } while (this.full);
+  }
+
+  /**
+   * Puts another file behind the device and tells the driver of its size (PATCH /drives). Nothing uses the one before
+   * any more when this returns.
+   */
+  updateDisk(disk: DiskFile | AsyncDisk, id: Uint8Array): void {
+    this.asyncDisk?.drain();
+    this.context?.queues[0]?.flush();
     this.useDisk(disk, id);
+    // Those that waited for room in the one before.
+    if (this.full) this.resume.set(0);
     this.warnOfTail();
     this.host?.configChanged();
   }
@@ -165,15 +175,34 @@ export class BlockDevice implements VirtioDevice {
   }
 
   private serve(): void {
-    this.context?.queues[0]?.serve((chain) => {
+    const queue = this.context?.queues[0];
+    if (queue === undefined) return;
+    this.full = false;
+    queue.serve((chain) => {
+      if (this.asyncDisk?.room === 0) {
+        this.full = true;
+        this.counts.engineThrottled++;
+        return STOP;
+      }
       // Of a request that is too short the rest is counted as nothing.
       const data = Math.max(0, chain.readableLength + chain.writableLength - HEADER_BYTES - STATUS_BYTES);
-      return this.limiter.allow(data) ? this.execute(chain) : STOP;
+      return this.limiter.allow(data) ? this.execute(queue, chain) : STOP;
     });
+    if (this.asyncDisk === undefined || this.asyncDisk.submit() === 0) return;
+    queue.flush();
+    // Not at once: a guest that keeps its queue filled must not keep the thread to itself.
+    if (this.full) this.resume.set(0);
   }
 
-  private useDisk(disk: DiskFile, id: Uint8Array): void {
+  private transfersEnded(): void {
+    this.context?.queues[0]?.flush();
+    if (this.full) this.serve();
+  }
+
+  private useDisk(disk: DiskFile | AsyncDisk, id: Uint8Array): void {
     this.disk = disk;
+    this.asyncDisk = isAsync(disk) ? disk : undefined;
+    this.asyncDisk?.watch(() => this.transfersEnded());
     this.sectors = Math.floor(disk.size / SECTOR_BYTES);
     this.id.fill(0);
     this.id.set(id.subarray(0, BLOCK_ID_BYTES));
@@ -188,8 +217,8 @@ export class BlockDevice implements VirtioDevice {
     );
   }
 
-  /** Does one request and returns the bytes written to the guest (5.2.6). */
-  private execute(chain: DescriptorChain): number {
+  /** Does or begins one request; returns the bytes written to the guest (5.2.6), or HOLD. */
+  private execute(queue: DeviceQueue, chain: DescriptorChain): HandlerResult {
     const statusBuffer = chain.writable[chain.writable.length - 1];
     if (statusBuffer === undefined || chain.read(this.header) < HEADER_BYTES) {
       // There is nowhere to put a status, or nothing to say what was asked.
@@ -201,13 +230,16 @@ export class BlockDevice implements VirtioDevice {
     const type = this.headerView.getUint32(0, true);
     switch (type) {
       case VIRTIO_BLK_T_IN:
-        return this.read(chain, statusBuffer);
+        return this.read(queue, chain, statusBuffer);
       case VIRTIO_BLK_T_OUT:
-        return this.finish(chain, statusBuffer, this.write(chain), 0);
+        return this.write(queue, chain, statusBuffer);
       case VIRTIO_BLK_T_FLUSH:
-        return this.finish(chain, statusBuffer, this.flush(), 0);
+        return this.flush(queue, chain, statusBuffer);
       case VIRTIO_BLK_T_GET_ID:
         return this.getId(chain, statusBuffer);
+      case VIRTIO_BLK_T_DISCARD:
+      case VIRTIO_BLK_T_WRITE_ZEROES:
+        return this.finish(chain, statusBuffer, this.clear(chain, type), 0);
       default:
         this.counts.invalidRequests++;
         this.host?.log(`unsupported request type ${type}`);
@@ -237,61 +269,113 @@ export class BlockDevice implements VirtioDevice {
     return -1;
   }
 
-  private read(chain: DescriptorChain, statusBuffer: GuestBuffer): number {
-    const length = chain.writableLength - 1;
+  private read(queue: DeviceQueue, chain: DescriptorChain, statusBuffer: GuestBuffer): HandlerResult {
+    const length = chain.writableLength - STATUS_BYTES;
     const start = this.place(length);
     if (start < 0) return this.finish(chain, statusBuffer, VIRTIO_BLK_S_IOERR, 0);
-    let done = 0;
-    const ok = this.attempt("read", () => {
-      for (const buffer of chain.writable) {
-        const part = Math.min(buffer.length, length - done);
-        if (part === 0) break;
-        const got = this.disk.readAt(
-          start + done,
-          part === buffer.length ? buffer.bytes : buffer.bytes.subarray(0, part),
-        );
-        done += Math.min(got, part);
-        if (got < part) throw new Error(`${got} of ${part} bytes at ${start + done}`);
-      }
-    });
-    this.counts.readBytes += done;
-    if (ok) this.counts.readCount++;
-    return this.finish(chain, statusBuffer, ok ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR, done);
+    const { disk } = this;
+    const into = bufferViews(chain.writable, 0, length);
+    const ended = (done: number, error?: Error) => {
+      const ok = this.succeeded("read", done, length, start, error);
+      this.counts.readBytes += done;
+      if (ok) this.counts.readCount++;
+      return this.finish(chain, statusBuffer, ok ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR, done);
+    };
+    // The kernel's word for an operation without buffers differs by call; here it is done.
+    if (length === 0) return ended(0);
+    return isAsync(disk)
+      ? this.later(queue, chain, ended, (end) => disk.read(start, into, end))
+      : now(ended, () => disk.readAt(start, into));
   }
 
-  private write(chain: DescriptorChain): number {
+  private write(queue: DeviceQueue, chain: DescriptorChain, statusBuffer: GuestBuffer): HandlerResult {
     const length = chain.readableLength - HEADER_BYTES;
     const start = this.place(length);
-    if (start < 0) return VIRTIO_BLK_S_IOERR;
+    if (start < 0) return this.finish(chain, statusBuffer, VIRTIO_BLK_S_IOERR, 0);
     if (this.readOnly) {
       this.counts.invalidRequests++;
       this.host?.log("write to a read-only drive");
-      return VIRTIO_BLK_S_IOERR;
+      return this.finish(chain, statusBuffer, VIRTIO_BLK_S_IOERR, 0);
     }
-    let skip = HEADER_BYTES;
-    let done = 0;
-    const ok = this.attempt("write", () => {
-      for (const buffer of chain.readable) {
-        const from = Math.min(skip, buffer.length);
-        skip -= from;
-        const part = buffer.length - from;
-        if (part === 0) continue;
-        const put = this.disk.writeAt(start + done, from === 0 ? buffer.bytes : buffer.bytes.subarray(from));
-        done += Math.min(put, part);
-        if (put < part) throw new Error(`${put} of ${part} bytes at ${start + done}`);
-      }
-    });
-    this.counts.writeBytes += done;
-    if (ok) this.counts.writeCount++;
-    return ok ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR;
+    const { disk } = this;
+    const from = bufferViews(chain.readable, HEADER_BYTES, length);
+    const ended = (done: number, error?: Error) => {
+      const ok = this.succeeded("write", done, length, start, error);
+      this.counts.writeBytes += done;
+      if (ok) this.counts.writeCount++;
+      return this.finish(chain, statusBuffer, ok ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR, 0);
+    };
+    if (length === 0) return ended(0);
+    return isAsync(disk)
+      ? this.later(queue, chain, ended, (end) => disk.write(start, from, end))
+      : now(ended, () => disk.writeAt(start, from));
   }
 
-  private flush(): number {
-    if (this.cacheType === "Writeback" && !this.attempt("flush", () => this.disk.sync())) {
-      return VIRTIO_BLK_S_IOERR;
+  /** A driver flushes what it has been told is written; the disk may flush before writes that are still in flight. */
+  private flush(queue: DeviceQueue, chain: DescriptorChain, statusBuffer: GuestBuffer): HandlerResult {
+    const { disk } = this;
+    const ended = (_: number, error?: Error) => {
+      const ok = this.succeeded("flush", 0, 0, 0, error);
+      if (ok) this.counts.flushCount++;
+      return this.finish(chain, statusBuffer, ok ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR, 0);
+    };
+    if (this.cacheType !== "Writeback") return ended(0);
+    if (isAsync(disk)) return this.later(queue, chain, ended, (end) => disk.sync(end));
+    return now(ended, () => {
+      disk.sync();
+      return 0;
+    });
+  }
+
+  /** Begins a transfer of an asynchronous disk. `ended` completes its request and returns the bytes written. */
+  private later(
+    queue: DeviceQueue,
+    chain: DescriptorChain,
+    ended: (done: number, error?: Error) => number,
+    begin: (end: TransferEnd) => void,
+  ): HandlerResult {
+    begin((done, error) => {
+      if (!queue.failed) queue.complete(chain, ended(done, error));
+      // What has come is told all the same: guest memory has changed.
+      else chain.reportWritten();
+    });
+    return HOLD;
+  }
+
+  private succeeded(
+    what: string,
+    done: number,
+    length: number,
+    start: number,
+    error: Error | undefined,
+  ): boolean {
+    if (error === undefined && done >= length) return true;
+    this.counts.executeFails++;
+    this.host?.log(`${what} failed: ${error?.message ?? `${done} of ${length} bytes at ${start}`}`);
+    return false;
+  }
+
+  private clear(
+    chain: DescriptorChain,
+    type: typeof VIRTIO_BLK_T_DISCARD | typeof VIRTIO_BLK_T_WRITE_ZEROES,
+  ): number {
+    const what = type === VIRTIO_BLK_T_DISCARD ? "discard" : "write of zeroes";
+    const ranges = readSegments(chain, HEADER_BYTES, type, this.sectors);
+    if (this.readOnly || !Array.isArray(ranges)) {
+      this.counts.invalidRequests++;
+      const wrong = Array.isArray(ranges) ? undefined : ranges;
+      this.host?.log(this.readOnly ? `${what} on a read-only drive` : `${what} of ${wrong?.reason}`);
+      return !this.readOnly && wrong?.unsupported === true ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR;
     }
-    this.counts.flushCount++;
-    return VIRTIO_BLK_S_OK;
+    const ok = this.attempt(what, () => {
+      for (const { sector, count, unmap } of ranges) {
+        if (count === 0) continue;
+        const [start, length] = [sector * SECTOR_BYTES, count * SECTOR_BYTES];
+        if (type === VIRTIO_BLK_T_DISCARD) this.disk.discard(start, length);
+        else this.disk.writeZeros(start, length, unmap);
+      }
+    });
+    return ok ? VIRTIO_BLK_S_OK : VIRTIO_BLK_S_IOERR;
   }
 
   private getId(chain: DescriptorChain, statusBuffer: GuestBuffer): number {
@@ -314,4 +398,15 @@ export class BlockDevice implements VirtioDevice {
       return false;
     }
   }
+}
+
+/** Does a transfer of a synchronous disk. */
+function now(ended: (done: number, error?: Error) => number, transfer: () => number): number {
+  let done: number;
+  try {
+    done = transfer();
+  } catch (error) {
+    return ended(0, error instanceof Error ? error : new Error(String(error)));
+  }
+  return ended(done);
 }

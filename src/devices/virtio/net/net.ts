@@ -19,6 +19,7 @@ import {
   VIRTIO_ID_NET,
   type VirtioDevice,
 } from "../device.ts";
+import { DETOUR_START_BYTES, type Detour } from "./detour.ts";
 import { type LinkEvents, MAX_FRAME_BYTES, NET_HEADER_BYTES, type NetLink } from "./link.ts";
 
 /** Feature bits (5.1.3). */
@@ -34,8 +35,9 @@ export const VIRTIO_NET_F_HOST_TSO6 = 1n << 12n;
 export const VIRTIO_NET_F_HOST_UFO = 1n << 14n;
 export const VIRTIO_NET_F_MRG_RXBUF = 1n << 15n;
 
-/** Offset of le16 num_buffers in the header (5.1.6). */
+/** Offset of le16 num_buffers in the header (5.1.6), and the flag in its first byte that a checksum is missing. */
 const HEADER_NUM_BUFFERS = 10;
+const VIRTIO_NET_HDR_F_NEEDS_CSUM = 1;
 
 /** Configuration space (5.1.4): mac[6], le16 status, le16 max_virtqueue_pairs, le16 mtu. */
 const CONFIG_BYTES = 12;
@@ -58,6 +60,8 @@ export const MAC_BYTES = 6;
 export interface NetOptions {
   readonly ifaceId: string;
   readonly link: NetLink;
+  /** Gets its frames before the link. They are not limited on their way to it. */
+  readonly detour?: Detour | undefined;
   readonly timers: TimerSource;
   /** Without one the guest makes one up. */
   readonly mac?: Uint8Array | undefined;
@@ -113,6 +117,7 @@ export class NetDevice implements VirtioDevice, LinkEvents {
     txThrottled: 0,
   };
   private readonly link: NetLink;
+  private readonly detour: Detour | undefined;
   private readonly rxLimiter: RateLimiter;
   private readonly txLimiter: RateLimiter;
   /** Goes on with receiving after other work had its turn. */
@@ -136,11 +141,17 @@ export class NetDevice implements VirtioDevice, LinkEvents {
   private heldBytes = 0;
   private heldDescriptors = 0;
   private readonly txHeader = new Uint8Array(NET_HEADER_BYTES);
+  private readonly detourStart = new Uint8Array(DETOUR_START_BYTES);
+  /** Whose turn it is to be asked for a frame first: the detour's or the link's. */
+  private detourFirst = false;
+  /** The detour has taken frames and may have answers. */
+  private detoured = false;
 
   constructor(options: NetOptions) {
     const { ifaceId, link, timers, mac, mtu } = options;
     this.name = `net ${ifaceId}`;
     this.link = link;
+    this.detour = options.detour;
     this.rxLimiter = new RateLimiter(options.rxRateLimiter, timers, () => this.receive());
     this.txLimiter = new RateLimiter(options.txRateLimiter, timers, () => this.transmit());
     this.resume = timers.create(() => this.receive());
@@ -177,11 +188,13 @@ export class NetDevice implements VirtioDevice, LinkEvents {
     this.mergeable = (context.features & VIRTIO_NET_F_MRG_RXBUF) !== 0n;
     this.linkBroken = false;
     this.link.start(context.features & this.link.offloads, this);
+    this.detour?.start(() => this.receive());
   }
 
   reset(): void {
     this.context = undefined;
     this.link.stop();
+    this.detour?.stop();
     this.resume.cancel();
     this.rxLimiter.reset();
     this.txLimiter.reset();
@@ -189,6 +202,7 @@ export class NetDevice implements VirtioDevice, LinkEvents {
     this.rxPaid = false;
     this.txPaid = false;
     this.linkFull = false;
+    this.detoured = false;
     this.held = [];
     this.heldBytes = 0;
     this.heldDescriptors = 0;
@@ -230,20 +244,39 @@ export class NetDevice implements VirtioDevice, LinkEvents {
 
   /** True if there is a frame at hand that may go to the guest now. */
   private nextFrame(): boolean {
-    if (this.linkBroken || this.rxLimiter.blocked) return false;
+    if (this.rxLimiter.blocked) return false;
     if (this.pending === 0) {
-      try {
-        this.pending = this.link.receive(this.packet) ?? 0;
-      } catch (error) {
-        this.counts.linkReadFails++;
-        this.linkBroken = true;
-        const reason = error instanceof Error ? error.message : String(error);
-        this.host?.log(`nothing is received any more: ${reason}`);
-      }
+      // In turn, so that neither can keep the other from the guest.
+      this.detourFirst = !this.detourFirst;
+      this.pending = this.detourFirst
+        ? this.readDetour() || this.readLink()
+        : this.readLink() || this.readDetour();
       if (this.pending === 0) return false;
     }
     this.rxPaid ||= this.rxLimiter.allow(this.pending);
     return this.rxPaid;
+  }
+
+  /** Reads a frame of the link into `packet` and returns its length with the header; 0: none now. */
+  private readLink(): number {
+    if (this.linkBroken) return 0;
+    try {
+      return this.link.receive(this.packet) ?? 0;
+    } catch (error) {
+      this.counts.linkReadFails++;
+      this.linkBroken = true;
+      const reason = error instanceof Error ? error.message : String(error);
+      this.host?.log(`nothing is received any more: ${reason}`);
+      return 0;
+    }
+  }
+
+  /** Likewise of the detour. */
+  private readDetour(): number {
+    const length = this.detour?.next(this.packet.subarray(NET_HEADER_BYTES)) ?? 0;
+    if (length === 0) return 0;
+    this.packet.fill(0, 0, NET_HEADER_BYTES);
+    return NET_HEADER_BYTES + length;
   }
 
   /** Puts the frame at hand into receive buffers. False if it has to wait for some. */
@@ -299,6 +332,22 @@ export class NetDevice implements VirtioDevice, LinkEvents {
 
   private transmit(): void {
     this.context?.queues[TX_QUEUE]?.serve((chain) => this.sendFrame(chain));
+    if (!this.detoured) return;
+    this.detoured = false;
+    this.receive();
+  }
+
+  /** Gives the frame in `chain` to the detour if it is for it. */
+  private detourFrame(chain: DescriptorChain): boolean {
+    const { detour } = this;
+    if (detour === undefined) return false;
+    const count = chain.read(this.detourStart, NET_HEADER_BYTES);
+    if (!detour.wants(this.detourStart.subarray(0, count))) return false;
+    const frame = new Uint8Array(chain.readableLength - NET_HEADER_BYTES);
+    chain.read(frame, NET_HEADER_BYTES);
+    detour.take(frame, (this.txHeader[0]! & VIRTIO_NET_HDR_F_NEEDS_CSUM) === 0);
+    this.detoured = true;
+    return true;
   }
 
   private sendFrame(chain: DescriptorChain): HandlerResult {
@@ -308,9 +357,10 @@ export class NetDevice implements VirtioDevice, LinkEvents {
       this.host?.log(`frame of ${length} bytes with its header, dropped`);
       return 0;
     }
+    chain.read(this.txHeader);
+    if (this.detourFrame(chain)) return 0;
     this.txPaid ||= this.txLimiter.allow(length);
     if (!this.txPaid) return STOP;
-    chain.read(this.txHeader);
     const frame = bufferViews(chain.readable, NET_HEADER_BYTES, length - NET_HEADER_BYTES);
     try {
       this.linkFull = !this.link.send(this.txHeader, frame, length - NET_HEADER_BYTES);
