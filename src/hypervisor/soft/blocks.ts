@@ -19,6 +19,7 @@ import {
   MODE,
   MODE_REPLAY,
   MODE_TF,
+  MODE_USER,
   RECORD,
   RECORD_BYTES,
   RECORDS,
@@ -84,6 +85,7 @@ export class Blocks {
       return at < 0 || at > 0xffff_ffff ? undefined : mmu.cachedPage(at | 0, high);
     };
     this.jit!.request(record, {
+      user: (mode & MODE_USER) !== 0,
       page,
       find: (distance) => {
         const at = page(distance & ~0xfff);
@@ -154,7 +156,7 @@ export class Blocks {
     const most = mode & MODE_TF ? 1 : MAX_BLOCK;
     // Mark first, read afterwards: a device that writes in between then sees the mark (see softWriteHook).
     this.mark(physical, 64);
-    if (this.jit && !(mode & (MODE_TF | MODE_REPLAY))) this.emitCount(firstOffset);
+    if (this.jit && !(mode & (MODE_TF | MODE_REPLAY))) this.emitCount(firstOffset, mode);
     while (count < most) {
       const status = decoder.decode(state.bytes, pageStart + offset, pageStart + 4096, mode);
       if (status === TRUNCATED) {
@@ -278,12 +280,12 @@ export class Blocks {
   }
 
   /** The record in front of a block that counts its executions. */
-  private emitCount(offset: number): void {
+  private emitCount(offset: number, mode: number): void {
     const r = this.allocate();
     this.clear(r);
     this.state.set(r + RECORD.slot, this.interpreter.pseudo.count);
     this.state.view.setUint16(r + RECORD.offset, offset, true);
-    this.state.set(r + RECORD.countdown, this.jit!.hot);
+    this.state.set(r + RECORD.countdown, this.jit!.executions((mode & MODE_USER) !== 0));
   }
 
   private emitFallthrough(offset: number, count: number): void {

@@ -52,8 +52,6 @@ export const WRITE = 1;
 export const READ_WRITE = 2;
 /** A read that must not touch memory-mapped I/O: the slow path answers {@link BOUNCE} instead. */
 export const PROBE = 3;
-/** Set in the kind by compiled code: a write over decoded code is refused, for the interpreter to do. */
-export const COMPILED = 0x40;
 /** Set in the kind of an atomic access. */
 export const LOCKED = 0x100;
 /** Above size and kind: register-file offset of the segment base that the access went through. */
@@ -330,18 +328,24 @@ export class Context extends Flags {
       i32.add(i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4)), this.tlb()),
     );
     const way = kind === READ || kind === PROBE ? 0 : TLB_BYTES;
-    // An atomic access must be aligned: the low address bits take part in the compare and make it miss.
-    const tag = lock
-      ? i64.and(lin, c64(-4096 | (size - 1)))
-      : i64.and(size === 1 ? lin : i64.add(lin, c64(size - 1)), c64(-4096));
+    // In the entry's page, the difference to its tag is the offset there.
+    const offset = i64.xor(lin, i64.load(entry, way));
+    // An atomic access must be aligned: the low address bits make it miss.
+    const misses = lock
+      ? i64.ne(i64.and(offset, c64(-4096 | (size - 1))), c64(0))
+      : i64.gt_u(offset, c64(4096 - size));
     const address = f.local(I32);
     // The addend is read in any case, so that a hit needs no jump.
     f.set(address, i32.add(i32.wrap(lin), i32.load(entry, way + 8)));
-    f.ifRarely(i64.ne(i64.load(entry, way), tag), () => {
-      f.set(address, this.slow(kind, lin, size));
-      f.ifRarely(i32.eqz(address), () => this.leave(EXIT.fault));
-    });
+    f.ifRarely(misses, () => this.miss(kind, lin, size, address));
     return address;
+  }
+
+  /** What an access does whose page is not in the TLB. */
+  protected miss(kind: number, lin: Expr, size: number, address: Local): void {
+    const { f } = this;
+    f.set(address, this.slow(kind, lin, size));
+    f.ifRarely(i32.eqz(address), () => this.leave(EXIT.fault));
   }
 
   /** Start of the data TLB of the current privilege. */
@@ -349,14 +353,9 @@ export class Context extends Flags {
     return i32.load(zeroAddress, TLB_CURRENT);
   }
 
-  /** Kind flags that this kind of code adds to every access. */
-  protected get accessFlags(): number {
-    return 0;
-  }
-
   private slow(kind: number, lin: Expr, size: number): Expr {
     const lock = this.variant.lock && kind === READ_WRITE ? LOCKED : 0;
-    const access = size | ((kind | lock | this.accessFlags) << 8);
+    const access = size | ((kind | lock) << 8);
     const segment = this.onStack
       ? c32((REG.segBase + 8 * SS) << SEGMENT_SHIFT)
       : i32.shl(this.recordHalf(RECORD.segment), c32(SEGMENT_SHIFT));

@@ -19,6 +19,7 @@ import {
   MODE_FPU_OFF,
   MODE_TAG,
   MODE_TF,
+  MODE_USER,
   SEG_ATTR,
   TLB_CURRENT,
   TLB_SUPERVISOR,
@@ -64,6 +65,9 @@ export interface Cpu {
   log(message: string): void;
 }
 
+/** Generations that a jump-cache tag can tell apart: MODE has 6 bits, a tag 16. */
+const GENERATIONS = 0x3ff;
+
 /** Recomputes MODE, the current TLB and the jump-cache tag after CS, CPL, EFER, CR0, CR4 or TF changed. */
 export function updateMode(cpu: Cpu): void {
   const { state } = cpu;
@@ -74,9 +78,10 @@ export function updateMode(cpu: Cpu): void {
   if (state.get(CR0) & (CR0_BITS.EM | CR0_BITS.TS) || !(state.get(CR4) & CR4_BITS.OSFXSR))
     mode |= MODE_FPU_OFF;
   const user = state.cpl === 3;
+  if (user) mode |= MODE_USER;
   state.set(MODE, mode);
   state.set(TLB_CURRENT, user ? TLB_USER : TLB_SUPERVISOR);
-  const tag = mode | (user ? 16 : 0) | ((cpu.generation & 0x7ff) << 5);
+  const tag = mode | ((cpu.generation & GENERATIONS) << 6);
   state.set(MODE_TAG, 0);
   state.set(MODE_TAG + 4, tag << 16);
 }
@@ -84,7 +89,7 @@ export function updateMode(cpu: Cpu): void {
 /** Forgets which blocks virtual addresses lead to. */
 export function newGeneration(cpu: Cpu): void {
   cpu.generation++;
-  if ((cpu.generation & 0x7ff) === 0) cpu.mmu.flushJumpCache();
+  if ((cpu.generation & GENERATIONS) === 0) cpu.mmu.flushJumpCache();
   updateMode(cpu);
 }
 

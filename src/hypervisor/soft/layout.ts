@@ -85,6 +85,9 @@ export const TLB_LOG_COUNT = 380;
 /** i32: bytes of guest RAM, unsigned. */
 export const RAM_SIZE = 384;
 
+/** i32: changes whenever a translation may have been dropped from a TLB, other than for want of room. */
+export const TLB_EPOCH = 388;
+
 /** 16 bytes, 64 aligned: where slow memory accesses leave or take their data. */
 export const BOUNCE = 448;
 
@@ -171,6 +174,8 @@ export const LARGE_SLOTS = 1 << 14;
 /** By table slot: a byte that is 1 while the region compiled there is good. */
 export const REGION_LIVE = 0x4_c000;
 export const TABLE_SLOTS = 1 << 14;
+/** By table slot: { i64 vbase, i32 TLB_EPOCH, i32 } for which the region's pages are known to be where they were. */
+export const REGION_CHECKED = 0x10_0000;
 /** Jump cache: { i64 RIP xor mode tag, i32 record, i32 }. */
 export const JUMP_ENTRIES = 0x4000;
 export const JUMP_CACHE = 0x8_0000;
@@ -232,6 +237,9 @@ export const MODE_TF = 4;
 export const MODE_FPU_OFF = 8;
 /** Interpreted to check compiled code: such blocks do not count their executions (jit/lockstep.ts). */
 export const MODE_REPLAY = 16;
+
+/** CPL 3. Code is compiled for one privilege. */
+export const MODE_USER = 32;
 
 /** Why the interpreter returned to the run loop. */
 export const EXIT = {

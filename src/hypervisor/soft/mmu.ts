@@ -3,7 +3,7 @@
  * chapter 4). Linear addresses travel as two 32-bit halves; physical addresses as a number (below 2^52).
  */
 import { CR0_BITS, CR4_BITS, EFER_BITS, PTE, PTE_LARGE_RESERVED } from "./bits.ts";
-import { COMPILED, LOCKED, READ, READ_WRITE, SEGMENT_SHIFT, WRITE } from "./context.ts";
+import { LOCKED, READ, READ_WRITE, SEGMENT_SHIFT, WRITE } from "./context.ts";
 import {
   BOUNCE,
   CODE_LINES,
@@ -22,6 +22,7 @@ import {
   SS,
   TLB_BYTES,
   TLB_ENTRIES,
+  TLB_EPOCH,
   TLB_LARGE,
   TLB_LISTED,
   TLB_LOG,
@@ -87,8 +88,6 @@ export class Mmu {
   /** Physical addresses of a pending bounce write: of its first byte, and of the second page if it crosses. */
   private pendingFirst = 0;
   private pendingSecond = 0;
-  /** The access under way comes from compiled code. */
-  private compiled = false;
   watch: WriteWatch | undefined;
   /** Statistics. */
   misses = 0;
@@ -239,7 +238,7 @@ export class Mmu {
     return false;
   }
 
-  /** Refuses compiled code's write over decoded code: nothing has happened, the interpreter is to do it. */
+  /** Refuses a watched write over decoded code: nothing has happened, it is to be done by itself. */
   private refuse(): number {
     this.state.fault(INTERPRET);
     return 0;
@@ -274,9 +273,17 @@ export class Mmu {
     return i32[at] === low && i32[at + 1] === high ? i32[at + 2]! >>> 0 : undefined;
   }
 
+  /** Makes the TLB entry at a word offset one that no address of its index matches, in its page's number already. */
+  private empty(at: number): void {
+    const last = (((at - (TLB_SUPERVISOR >> 2)) >> 2) & (XTLB_ENTRIES - 1)) === XTLB_ENTRIES - 1;
+    this.i32[at] = last ? 0 : -1;
+    this.i32[at + 1] = last ? 0 : -1;
+  }
+
   /** Drops every translation, global or not. */
   flushAll(): void {
-    this.u8.fill(0xff, TLB_SUPERVISOR, TLBS_END);
+    this.i32[TLB_EPOCH >> 2]!++;
+    for (let at = TLB_SUPERVISOR >> 2; at < TLBS_END >> 2; at += 4) this.empty(at);
     this.i32[TLB_LOG_COUNT >> 2] = 0;
     this.u8.fill(0, TLB_LISTED, TLB_LISTED + ALL_ENTRIES);
     this.u8.fill(0, TLB_LARGE, TLB_LARGE + LARGE_SLOTS);
@@ -285,11 +292,11 @@ export class Mmu {
   /** Drops what a CR3 load drops: everything that is not global. */
   flushNonGlobal(): void {
     const { i32, u8 } = this;
+    i32[TLB_EPOCH >> 2]!++;
     const count = i32[TLB_LOG_COUNT >> 2]!;
     for (let n = 0; n < count; n++) {
       const at = i32[(TLB_LOG >> 2) + n]!;
-      i32[at] = -1;
-      i32[at + 1] = -1;
+      this.empty(at);
       u8[TLB_LISTED + ((at - (TLB_SUPERVISOR >> 2)) >> 2)] = 0;
     }
     i32[TLB_LOG_COUNT >> 2] = 0;
@@ -298,11 +305,11 @@ export class Mmu {
   /** INVLPG: drops the translations of one page, global or not, of every privilege. */
   flushPage(low: number, high: number): void {
     const { i32 } = this;
+    i32[TLB_EPOCH >> 2]!++;
     const drop = (base: number, entries: number) => {
       const at = (base + (((low >>> 12) & (entries - 1)) << 4)) >> 2;
       if (i32[at] === (low & ~0xfff) && i32[at + 1] === high) {
-        i32[at] = -1;
-        i32[at + 1] = -1;
+        this.empty(at);
       }
     };
     for (const tlb of [TLB_SUPERVISOR, TLB_USER]) {
@@ -321,8 +328,7 @@ export class Mmu {
     const region = low & mask;
     for (let at = TLB_SUPERVISOR >> 2; at < TLBS_END >> 2; at += 4) {
       if ((i32[at]! & mask) === region && i32[at + 1] === high) {
-        i32[at] = -1;
-        i32[at + 1] = -1;
+        this.empty(at);
       }
     }
   }
@@ -333,8 +339,7 @@ export class Mmu {
     for (const tlb of [TLB_SUPERVISOR + TLB_BYTES, TLB_USER + TLB_BYTES]) {
       for (let at = tlb >> 2; at < (tlb + TLB_BYTES) >> 2; at += 4) {
         if (((i32[at + 2]! + i32[at]!) | 0) === ((GUEST_BASE + physicalPage) | 0)) {
-          i32[at] = -1;
-          i32[at + 1] = -1;
+          this.empty(at);
         }
       }
     }
@@ -360,10 +365,8 @@ export class Mmu {
   /** The interpreter's slow path: see Core.slow. */
   slow(low: number, high: number, descriptor: number): number {
     const locked = (descriptor & (LOCKED << 8)) !== 0;
-    this.compiled = (descriptor & (COMPILED << 8)) !== 0;
     const kind = (descriptor >> 8) & 0x3f;
     const address = this.access(low, high, descriptor & 0xff, kind, locked, this.i32[CPL >> 2] === 3);
-    this.compiled = false;
     if (address === 0 && descriptor >>> SEGMENT_SHIFT === STACK_SEGMENT) this.stackFault();
     return address;
   }
@@ -390,7 +393,7 @@ export class Mmu {
       return BOUNCE;
     }
     if (write && this.hasCode(physical)) {
-      if ((this.compiled || this.watch) && this.hitsCode(physical, size)) return this.refuse();
+      if (this.watch && this.hitsCode(physical, size)) return this.refuse();
       this.pendingFirst = physical;
       if (kind === READ_WRITE)
         this.u8.copyWithin(BOUNCE, GUEST_BASE + physical, GUEST_BASE + physical + size);
@@ -425,7 +428,7 @@ export class Mmu {
     if (!this.walk(nextLow, nextHigh, write, false, user)) return 0;
     const second = this.physical;
     if (this.watch && !(this.isRam(first) && this.isRam(second))) return this.refuse();
-    if ((this.compiled || this.watch) && write) {
+    if (this.watch && write) {
       const head = 4096 - (low & 0xfff);
       const hit = (at: number, n: number) => this.isRam(at) && this.hitsCode(at, n);
       if (hit(first, head) || hit(second, size - head)) return this.refuse();

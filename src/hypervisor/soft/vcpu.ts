@@ -117,10 +117,14 @@ export class SoftVcpu {
   private readonly lockstep: Lockstep | undefined;
   private readonly helpers: (Helper | undefined)[];
   private readonly call: HelperCall;
-  private readonly exits = new Map<number, number>();
+  /** By EXIT code. */
+  private readonly exits = new Float64Array(Object.keys(EXIT).length);
   private readonly reported = new Set<string>();
   private retired = 0;
   private exitsSinceCollection = 0;
+  /** The timer that the last slice was made for, and when it fires, as performance.now() has it. */
+  private timer: bigint | undefined;
+  private timerAt = 0;
   /** Instructions per nanosecond, estimated from finished slices. */
   private speed = 0.1;
   private end: VcpuEnd | undefined;
@@ -241,7 +245,7 @@ export class SoftVcpu {
       evictions: this.jit?.evictions ?? 0,
       slicesCompared: this.lockstep?.compared ?? 0,
       slicesSkipped: this.lockstep?.skipped ?? 0,
-      exits: Object.fromEntries(names.map(([name, code]) => [name, this.exits.get(code) ?? 0])),
+      exits: Object.fromEntries(names.map(([name, code]) => [name, this.exits[code]!])),
     };
   }
 
@@ -272,10 +276,10 @@ export class SoftVcpu {
       this.deliverFault();
       return;
     }
-    const slice = this.slice();
+    const start = performance.now();
+    const slice = this.slice(start);
     const trap = (state.get(MODE) & MODE_TF) !== 0;
     if (trap) Atomics.store(state.i32, ATTENTION >> 2, -1);
-    const start = performance.now();
     this.prepare(slice);
     const code = this.lockstep && !trap ? this.lockstep.enter(record) : this.interpreter.enter(record);
     const done = slice - state.get(BUDGET);
@@ -284,7 +288,7 @@ export class SoftVcpu {
       const rate = done / ((performance.now() - start) * 1e6);
       this.speed += (rate - this.speed) / 4;
     }
-    this.exits.set(code, (this.exits.get(code) ?? 0) + 1);
+    this.exits[code]!++;
     this.jit?.tick();
     if (++this.exitsSinceCollection === EXITS_PER_COLLECTION) {
       this.exitsSinceCollection = 0;
@@ -355,11 +359,15 @@ export class SoftVcpu {
     }
   }
 
-  /** Instructions until the run loop should look at the clock again. */
-  private slice(): number {
+  /** Instructions until the run loop should look at the clock again; `now` as performance.now() has it. */
+  private slice(now: number): number {
     const timer = this.irqchip.nextTimer;
     if (timer === undefined) return LONG_SLICE;
-    const left = Number(timer - this.cpu.clock.now()) * this.speed;
+    if (timer !== this.timer) {
+      this.timer = timer;
+      this.timerAt = now + Number(timer - this.cpu.clock.now()) / 1e6;
+    }
+    const left = (this.timerAt - now) * 1e6 * this.speed;
     return Math.max(SHORT_SLICE, Math.min(LONG_SLICE, Math.floor(left)));
   }
 

@@ -2,7 +2,7 @@
  * The context of compiled code: the same semantics as the interpreter's, with operands known, general
  * registers and flags in WebAssembly locals, and every way out through shared exits that write them back.
  */
-import { COMPILED, Context, type Operand, PLAIN, PROBE, READ, READ_WRITE, running, type Variant } from "../context.ts";
+import { Context, type Operand, PLAIN, running, type Variant } from "../context.ts";
 import { type Core, FLAG_OP, jumpCacheEntry, pendingFlags } from "../core.ts";
 import { HELPER } from "../helpers.ts";
 import {
@@ -19,9 +19,6 @@ import {
   RETURN_DEPTH,
   RETURN_LIMIT,
   RETURN_STACK,
-  TLB_BYTES,
-  TLB_CURRENT,
-  TLB_ENTRIES,
   XMM,
 } from "../layout.ts";
 import type { State } from "../state.ts";
@@ -55,7 +52,6 @@ export class RegionState {
   /** Registers the region writes. */
   readonly written = new Array<boolean>(16).fill(false);
   readonly vbase: Local;
-  readonly tlb: Local;
   readonly budget: Local;
   /** Operands of the pending operation, for operands of up to 4 bytes and of 8. */
   readonly pending32: readonly [Local, Local, Local];
@@ -84,9 +80,10 @@ export class RegionState {
     readonly core: Core,
     /** Where the region will be in the interpreter's table. */
     readonly slot: number,
+    /** Start of the data TLB of the privilege that the region runs at. */
+    readonly tlb: number,
   ) {
     this.vbase = f.permanent(I64);
-    this.tlb = f.permanent(I32);
     this.budget = f.permanent(I32);
     this.pending32 = [f.permanent(I32), f.permanent(I32), f.permanent(I32)];
     this.pending64 = [f.permanent(I64), f.permanent(I64), f.permanent(I64)];
@@ -160,8 +157,10 @@ export class RegionState {
     }
     if (flags.kind === "local") this.storeLocals();
     if (flags.kind === "dynamic") {
-      f.if(i32.eq(this.flagKind, c32(IN_LOCALS)), () => this.storeLocals(), () =>
-        f.if(this.flagKind, () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB)),
+      f.if(
+        i32.eq(this.flagKind, c32(IN_LOCALS)),
+        () => this.storeLocals(),
+        () => f.if(this.flagKind, () => f.call(this.core.flags, this.flagKind, this.flagA, this.flagB)),
       );
     }
   }
@@ -219,7 +218,6 @@ export class RegionState {
     out.set(this.vbase, i64.load(zeroAddress, REG.vbase));
     check(out);
     out.set(this.exitPage, this.vbase);
-    out.set(this.tlb, i32.load(zeroAddress, TLB_CURRENT));
     out.set(this.budget, i32.load(zeroAddress, BUDGET));
     out.set(this.exitCode, c32(EXIT.fault));
     this.loadRegisters(out);
@@ -391,10 +389,7 @@ export class JitContext extends Context {
   }
 
   protected override tlb(): Expr {
-    return this.region.tlb;
-  }
-  protected override get accessFlags(): number {
-    return COMPILED;
+    return c32(this.region.tlb);
   }
 
   // --- flags -------------------------------------------------------------------------------------
@@ -544,23 +539,11 @@ export class JitContext extends Context {
 
   // --- exits -------------------------------------------------------------------------------------
 
-  /** On a miss the interpreter does the instruction and goes on to the end of the block. */
-  override translate(kind: number, lin: Expr, size: number): Local {
-    const { f, region } = this;
-    const lock = this.variant.lock && kind === READ_WRITE;
-    const entry = f.let(
-      i32.add(i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4)), this.tlb()),
-    );
-    const way = kind === READ || kind === PROBE ? 0 : TLB_BYTES;
-    const tag = lock
-      ? i64.and(lin, c64(-4096 | (size - 1)))
-      : i64.and(size === 1 ? lin : i64.add(lin, c64(size - 1)), c64(-4096));
-    const address = f.let(i32.add(i32.wrap(lin), i32.load(entry, way + 8))) as Local;
-    f.ifRarely(i64.ne(i64.load(entry, way), tag), () => {
-      this.exitFrom(region.miss);
-    });
-    return address;
+  /** The interpreter does the instruction and goes on to the end of the block. */
+  protected override miss(): void {
+    this.exitFrom(this.region.miss);
   }
+  /** What {@link BOUNCE} is for ends in a miss here. */
   override commit(): void {}
 
   override leave(code: number | Expr): void {

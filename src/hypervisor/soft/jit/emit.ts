@@ -6,7 +6,17 @@
  */
 import { PLAIN, running } from "../context.ts";
 import { type Core, jumpCacheEntry } from "../core.ts";
-import { CURRENT, JUMP_CACHE, RECORD, RECORD_BYTES, REG } from "../layout.ts";
+import {
+  CURRENT,
+  JUMP_CACHE,
+  RECORD,
+  RECORD_BYTES,
+  REG,
+  REGION_CHECKED,
+  TLB_EPOCH,
+  TLB_SUPERVISOR,
+  TLB_USER,
+} from "../layout.ts";
 import type { State } from "../state.ts";
 import { zeroAddress } from "../values.ts";
 import { executeEntry } from "../walker.ts";
@@ -40,7 +50,7 @@ class Emitter {
     private readonly region: Region,
     private readonly slot: number,
   ) {
-    this.shared = new RegionState(f, core, slot);
+    this.shared = new RegionState(f, core, slot, region.user ? TLB_USER : TLB_SUPERVISOR);
     this.next = f.permanent(I32);
   }
 
@@ -97,19 +107,29 @@ class Emitter {
     if (region.entries.length > 1) out.set(this.next, i32.load8_u(record, ENTRY_NUMBER));
     if (region.pages.size === 1) return;
     out.set(shared.vbase, i64.sub(shared.vbase, i64.load32_s(record, ENTRY_PAGE)));
-    for (const [distance, physical] of region.pages) {
-      const page = i64.add(shared.vbase, c64(distance));
-      const low = i32.wrap(page);
-      const entry = executeEntry(low);
-      const moved = i32.or(i64.ne(i64.load(entry), page), i32.ne(i32.load(entry, 8), c32(physical)));
-      out.ifRarely(moved, () => {
-        out.perform(core.fetch, low, i32.wrap(i64.shr_u(page, c64(32))));
-        out.ifRarely(moved, () => {
-          const first = i32.add(record, c32(RECORD_BYTES));
-          out.returnCallIndirect(core.handlerType, i32.load(record, RECORD_BYTES), first);
+    const checked = REGION_CHECKED + 16 * this.slot;
+    const epoch = i32.load(zeroAddress, TLB_EPOCH);
+    const unknown = i32.or(
+      i64.ne(i64.load(zeroAddress, checked), shared.vbase),
+      i32.ne(i32.load(zeroAddress, checked + 8), epoch),
+    );
+    out.ifRarely(unknown, () => {
+      for (const [distance, physical] of region.pages) {
+        const page = i64.add(shared.vbase, c64(distance));
+        const low = i32.wrap(page);
+        const entry = executeEntry(low);
+        const moved = i32.or(i64.ne(i64.load(entry), page), i32.ne(i32.load(entry, 8), c32(physical)));
+        out.if(moved, () => {
+          out.perform(core.fetch, low, i32.wrap(i64.shr_u(page, c64(32))));
+          out.if(moved, () => {
+            const first = i32.add(record, c32(RECORD_BYTES));
+            out.returnCallIndirect(core.handlerType, i32.load(record, RECORD_BYTES), first);
+          });
         });
-      });
-    }
+      }
+      out.store(8, zeroAddress, checked, shared.vbase);
+      out.store(4, zeroAddress, checked + 8, epoch);
+    });
   }
 
   private root(): void {
@@ -193,7 +213,15 @@ class Emitter {
   }
 
   private context(block: RegionBlock, record: number, insn: JitInsn, variant: typeof PLAIN): JitContext {
-    return new JitContext(this.shared, this.state, record, block.page, this.region.pages.size > 1, insn, variant);
+    return new JitContext(
+      this.shared,
+      this.state,
+      record,
+      block.page,
+      this.region.pages.size > 1,
+      insn,
+      variant,
+    );
   }
 
   /** Says how the call at the end of a block is made. */

@@ -1,6 +1,6 @@
 /** Compiling hot blocks: when, into what, and how compiled code goes away again. */
 import type { Interpreter } from "../interpreter.ts";
-import { RECORD, REGION_LIVE, TABLE_SLOTS } from "../layout.ts";
+import { RECORD, REGION_CHECKED, REGION_LIVE, TABLE_SLOTS } from "../layout.ts";
 import type { State } from "../state.ts";
 import { I32 } from "../wasm/encoding.ts";
 import { ENTRY_NUMBER, ENTRY_PAGE, emitRegion } from "./emit.ts";
@@ -8,25 +8,24 @@ import { type CodeView, findRegion, type Region } from "./region.ts";
 
 /**
  * Executions of a block before it is compiled. A boot is fastest around this value: half as many regions
- * compiled save no interpreted time worth their compilation, twice as many cost more than they save.
+ * compiled save no interpreted time worth their compilation, twice as many cost more than they save. Programs run
+ * their loops for longer than a booting kernel.
  */
 export const HOT = 20_000;
+const HOT_AT_CPL_3 = 6_000;
 /**
  * Regions compiled as one module. The engine compiles modules on threads that also optimise earlier code, so
  * each one waits about a millisecond for its turn: together they wait once.
  */
-const BATCH = 12;
+const BATCH = 16;
 /** Milliseconds after which an incomplete batch is compiled. */
-const PATIENCE = 4;
+const PATIENCE = 6;
 
 /**
  * Compiled regions at most. They share the interpreter's table with its handlers, which are some 2,100 and up to
  * 6,800 with every form of 32-bit code; 16,384 slots hold both.
  */
 export const MAX_REGIONS = 8192;
-
-/** How many times HOT a block inside a compiled region must run before it gets a region of its own. */
-const POSTPONED = 1;
 
 interface Request {
   readonly record: number;
@@ -64,8 +63,8 @@ export class Jit {
   constructor(
     private readonly state: State,
     private readonly interpreter: Interpreter,
-    /** Executions of a block before it is compiled. Tests set 1. */
-    readonly hot = HOT,
+    /** Executions of a block before it is compiled, if they are not {@link HOT}. Tests set 1. */
+    private readonly fixed?: number,
     private readonly maxRegions = MAX_REGIONS,
   ) {}
 
@@ -84,7 +83,12 @@ export class Jit {
     if (requests.length === 0) this.since = performance.now();
     requests.push({ record, region });
     // Tests that compile at once are not to wait for more.
-    if (requests.length >= (this.hot < BATCH ? 1 : BATCH)) this.compile();
+    if (requests.length >= ((this.fixed ?? HOT) < BATCH ? 1 : BATCH)) this.compile();
+  }
+
+  /** Executions of a block before it is compiled. */
+  executions(user: boolean): number {
+    return this.fixed ?? (user ? HOT_AT_CPL_3 : HOT);
   }
 
   /** Instructions of the region in a table slot; undefined: none is there. */
@@ -148,9 +152,17 @@ export class Jit {
   private install(region: Region, slot: number): void {
     const { state } = this;
     const entries = region.entries.map((b) => b.start);
-    const compiled = { slot, entries, standing: entries.length, instructions: instructionsOf(region), region };
+    const compiled = {
+      slot,
+      entries,
+      standing: entries.length,
+      instructions: instructionsOf(region),
+      region,
+    };
     this.live.set(slot, compiled);
     state.bytes[REGION_LIVE + slot] = 1;
+    // No page is where this says.
+    state.set(REGION_CHECKED + 16 * slot, 1);
     region.entries.forEach(({ start, page }, number) => {
       this.replace(state.get(start + RECORD.slot));
       state.set(start + RECORD.slot, slot);
@@ -162,17 +174,17 @@ export class Jit {
       if (others) others.add(compiled);
       else this.byPage.set(page, new Set([compiled]));
     }
-    for (const block of region.blocks) if (block.entry === undefined) this.postpone(block.start);
+    for (const block of region.blocks) if (block.entry === undefined) this.postpone(block.start, region.user);
   }
 
   /** A block inside a region is compiled as an entry of its own only if it is entered often from elsewhere. */
-  private postpone(record: number): void {
+  private postpone(record: number, user: boolean): void {
     const { state, interpreter } = this;
     const { count, skip } = interpreter.pseudo;
     const slot = state.get(record + RECORD.slot);
     if (slot !== count && slot !== skip) return;
     state.set(record + RECORD.slot, count);
-    state.set(record + RECORD.countdown, this.hot * POSTPONED);
+    state.set(record + RECORD.countdown, this.executions(user));
   }
 
   /** Frees the compiled code that has code of a physical page (its address). */
@@ -190,7 +202,7 @@ export class Jit {
       if (state.get(record + RECORD.slot) !== slot) continue;
       state.set(record + RECORD.slot, interpreter.pseudo.count);
       // It has been hot before.
-      state.set(record + RECORD.countdown, Math.floor(this.hot / 2));
+      state.set(record + RECORD.countdown, Math.floor(this.executions(region.user) / 2));
     }
     interpreter.release(slot);
   }

@@ -67,10 +67,14 @@ export interface Region {
   readonly byPlace: ReadonlyMap<number, RegionBlock>;
   /** Physical pages by their distance. */
   readonly pages: ReadonlyMap<number, number>;
+  /** It runs at CPL 3. */
+  readonly user: boolean;
 }
 
 /** Decoded code as it is mapped around a block, in distances from its page. */
 export interface CodeView {
+  /** The code runs at CPL 3. */
+  readonly user: boolean;
   /** The physical page (an address) at a distance, if it is known without a page walk. */
   page(distance: number): number | undefined;
   /** The decoded block at a distance; 0: none. */
@@ -80,7 +84,7 @@ export interface CodeView {
 /** When a block is compiled, and what is compiled already. */
 export interface Heat {
   /** Executions of a block before it is compiled. */
-  readonly hot: number;
+  executions(user: boolean): number;
   /** Instructions of the region that stands in a record with this slot; undefined: none does. */
   compiled(slot: number): number | undefined;
 }
@@ -127,7 +131,8 @@ class Finder {
     const size = heat.compiled(slot);
     if (size !== undefined) return size <= ABSORBED;
     if (slot !== this.interpreter.pseudo.count) return true;
-    return state.get(start + RECORD.countdown) <= heat.hot - heat.hot / WARM;
+    const hot = heat.executions(this.code.user);
+    return state.get(start + RECORD.countdown) <= hot - hot / WARM;
   }
 
   private add(at: number, start: number): RegionBlock | undefined {
@@ -155,7 +160,8 @@ class Finder {
     const slotOf = (record: number) => state.get(record + RECORD.slot);
     if (slotOf(start) === pseudo.crossing) {
       const next = page + 4096;
-      if (!this.takePage(next) || (this.pages.get(next)! | 0) !== state.get(start + RECORD.imm)) return undefined;
+      if (!this.takePage(next) || (this.pages.get(next)! | 0) !== state.get(start + RECORD.imm))
+        return undefined;
     }
     const insns: RegionInsn[] = [];
     let record = start + RECORD_BYTES;
@@ -234,7 +240,7 @@ export function findRegion(
   entries.forEach((b, n) => {
     b.entry = n;
   });
-  return { entries, blocks, byPlace, pages };
+  return { entries, blocks, byPlace, pages, user: code.user };
 }
 
 /** Where a block's own edges lead inside the region. Another function's call returns to the next instruction. */

@@ -89,8 +89,7 @@ function rotate(c: Context, name: "rol" | "ror", value: Expr, count: Expr, out: 
   else if (size === 4) {
     const word = i32.wrap(value);
     result = i64.extend_u(name === "rol" ? i32.rotl(word, count) : i32.rotr(word, count));
-  }
-  else {
+  } else {
     const back = i64.and(i64.sub(c64(bits), n), c64(bits - 1));
     result =
       name === "rol"

@@ -466,16 +466,11 @@ const LOW_64 = lowBytes(8);
 
 /** SIMD operators that SSE2 semantics use (names as in the WebAssembly specification). */
 export const v128 = {
-  load: (address: Expr, offset = 0): Expr =>
-    address.vector ?? new Load(V128, 0xfd, 0, 4, offset, address),
+  load: (address: Expr, offset = 0): Expr => address.vector ?? new Load(V128, 0xfd, 0, 4, offset, address),
   load32_zero: (address: Expr, offset = 0): Expr =>
-    address.vector
-      ? v128.and(address.vector, LOW_32)
-      : new Load(V128, 0xfd, 92, 2, offset, address),
+    address.vector ? v128.and(address.vector, LOW_32) : new Load(V128, 0xfd, 92, 2, offset, address),
   load64_zero: (address: Expr, offset = 0): Expr =>
-    address.vector
-      ? v128.and(address.vector, LOW_64)
-      : new Load(V128, 0xfd, 93, 3, offset, address),
+    address.vector ? v128.and(address.vector, LOW_64) : new Load(V128, 0xfd, 93, 3, offset, address),
   not: simd1(77),
   and: simd2(78),
   andnot: simd2(79),
