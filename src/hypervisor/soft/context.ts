@@ -324,10 +324,10 @@ export class Context extends Flags {
   translate(kind: number, lin: Expr, size: number): Local {
     const { f } = this;
     const lock = this.variant.lock && kind === READ_WRITE;
-    const entry = f.let(
-      i32.add(i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4)), this.tlb()),
-    );
-    const way = kind === READ || kind === PROBE ? 0 : TLB_BYTES;
+    const index = i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4));
+    const tlb = this.tlb();
+    const entry = f.let(tlb.const32 === undefined ? i32.add(index, tlb) : index);
+    const way = (tlb.const32 ?? 0) + (kind === READ || kind === PROBE ? 0 : TLB_BYTES);
     // In the entry's page, the difference to its tag is the offset there.
     const offset = i64.xor(lin, i64.load(entry, way));
     // An atomic access must be aligned: the low address bits make it miss.

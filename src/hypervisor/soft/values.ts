@@ -18,6 +18,7 @@ export const konst = (size: Size, value: number | bigint): Expr =>
 
 /** Clears the bits above `size` bytes. */
 export function zext(value: Expr, size: Size): Expr {
+  if (value.width <= 8 * size) return value;
   return size === 1 ? i32.and(value, c32(0xff)) : size === 2 ? i32.and(value, c32(0xffff)) : value;
 }
 

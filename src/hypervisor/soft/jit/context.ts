@@ -7,6 +7,9 @@ import { type Core, FLAG_OP, jumpCacheEntry, pendingFlags } from "../core.ts";
 import { HELPER } from "../helpers.ts";
 import {
   BUDGET,
+  CS,
+  DS,
+  ES,
   EXIT,
   FLAG_A,
   FLAG_C,
@@ -19,6 +22,7 @@ import {
   RETURN_DEPTH,
   RETURN_LIMIT,
   RETURN_STACK,
+  SS,
   XMM,
 } from "../layout.ts";
 import type { State } from "../state.ts";
@@ -41,6 +45,9 @@ export type FlagState =
    * `flagB`.
    */
   | { kind: "dynamic" };
+
+/** Segment bases that are 0 in 64-bit mode (SDM vol. 1, 3.3.4). */
+const FLAT_BASES = new Set([ES, CS, SS, DS].map((segment) => REG.segBase + 8 * segment));
 
 /** Value of `flagKind` while the flags are in locals. */
 const IN_LOCALS = -1;
@@ -359,7 +366,7 @@ export class JitContext extends Context {
   protected override registerAt(address: Expr): Expr {
     const at = address.const32!;
     if (at < REG.zero) return this.region.register(at >> 3);
-    if (at === REG.zero) return c64(0);
+    if (at === REG.zero || (this.variant.mode64 && FLAT_BASES.has(at))) return c64(0);
     if (at === REG.vbase) return i64.add(this.region.vbase, c64(this.page));
     return i64.load(zeroAddress, at);
   }

@@ -242,7 +242,7 @@ class Emitter {
       return;
     }
     const condition = f.let(taken);
-    const flags = shared.flags;
+    const { flags } = shared;
     f.if(condition, () => this.go(block, yes, c));
     shared.flags = flags;
     this.go(block, block.fallthrough!, c);

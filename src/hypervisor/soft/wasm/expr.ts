@@ -18,6 +18,10 @@ export abstract class Expr {
   get const64(): bigint | undefined {
     return undefined;
   }
+  /** How many low bits of an i32 can be set, as far as that is known. */
+  get width(): number {
+    return 32;
+  }
   /** The vector that loads and stores at this address mean; see {@link VectorAddress}. */
   get vector(): Local | undefined {
     return undefined;
@@ -31,6 +35,10 @@ export abstract class Expr {
 export function emit(expr: Expr, w: ByteWriter): void {
   expr.emit(w);
 }
+
+const I32_LOAD8_U = 0x2d;
+const I32_LOAD16_U = 0x2f;
+const I32_AND = 0x71;
 
 class ConstI32 extends Expr {
   constructor(readonly value: number) {
@@ -107,8 +115,12 @@ export class Local extends Expr {
   constructor(
     type: ValType,
     readonly index: number,
+    private readonly bits = 32,
   ) {
     super(type);
+  }
+  override get width(): number {
+    return this.bits;
   }
   emit(w: ByteWriter): void {
     w.u8(0x20);
@@ -139,6 +151,10 @@ class Op2 extends Expr {
     readonly b: Expr,
   ) {
     super(type);
+  }
+  override get width(): number {
+    const mask = this.opcode === I32_AND ? this.b.const32 : undefined;
+    return mask === undefined || mask < 0 ? 32 : 32 - Math.clz32(mask);
   }
   emit(w: ByteWriter): void {
     emit(this.a, w);
@@ -213,6 +229,9 @@ class Load extends Expr {
     readonly address: Expr,
   ) {
     super(type);
+  }
+  override get width(): number {
+    return this.prefix !== 0 ? 32 : this.opcode === I32_LOAD8_U ? 8 : this.opcode === I32_LOAD16_U ? 16 : 32;
   }
   emit(w: ByteWriter): void {
     emit(this.address, w);

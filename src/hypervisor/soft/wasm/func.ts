@@ -81,7 +81,7 @@ export class Func {
     if (value.const32 !== undefined || value.const64 !== undefined) return value;
     const local = this.local(value.type);
     this.set(local, value);
-    return local;
+    return value.width < 32 ? new Local(value.type, local.index, value.width) : local;
   }
 
   set(local: Local, value: Expr): void {
