@@ -324,7 +324,7 @@ export class Context extends Flags {
   translate(kind: number, lin: Expr, size: number): Local {
     const { f } = this;
     const lock = this.variant.lock && kind === READ_WRITE;
-    const index = i32.and(i32.wrap(i64.shr_u(lin, c64(8))), c32((TLB_ENTRIES - 1) << 4));
+    const index = i32.wrap(i64.and(i64.shr_u(lin, c64(8)), c64((TLB_ENTRIES - 1) << 4)));
     const tlb = this.tlb();
     const entry = f.let(tlb.const32 === undefined ? i32.add(index, tlb) : index);
     const way = (tlb.const32 ?? 0) + (kind === READ || kind === PROBE ? 0 : TLB_BYTES);

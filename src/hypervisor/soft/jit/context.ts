@@ -55,7 +55,7 @@ const IN_LOCALS = -1;
 /** What all instructions of a region share. */
 export class RegionState {
   readonly gpr: (Local | undefined)[] = new Array(16);
-  readonly xmm: (Local | undefined)[] = new Array(16);
+  readonly xmm: (VectorAddress | undefined)[] = new Array(16);
   /** Registers the region writes. */
   readonly written = new Array<boolean>(16).fill(false);
   readonly vbase: Local;
@@ -117,13 +117,13 @@ export class RegionState {
   }
 
   /** XMM register `n` as an address that stands for its local. */
-  vector(n: number): Expr {
-    let local = this.xmm[n];
-    if (!local) {
-      local = this.f.permanent(V128);
-      this.xmm[n] = local;
+  vector(n: number): VectorAddress {
+    let address = this.xmm[n];
+    if (!address) {
+      address = new VectorAddress(XMM + 16 * n, this.f.permanent(V128));
+      this.xmm[n] = address;
     }
-    return new VectorAddress(XMM + 16 * n, local);
+    return address;
   }
 
   /** Makes the flags dynamic: their kind and operands go to locals, nothing is computed. */
@@ -145,10 +145,7 @@ export class RegionState {
       this.registerCode((out) => {
         for (let n = 0; n < 16; n++)
           if (this.written[n]) out.store(8, zeroAddress, REG.gpr + 8 * n, this.gpr[n]!);
-        for (let n = 0; n < 16; n++) {
-          const local = this.xmm[n];
-          if (local) out.store(16, zeroAddress, XMM + 16 * n, local);
-        }
+        for (const x of this.xmm) if (x?.written) out.store(16, zeroAddress, x.const32, x.vector);
       }),
     );
     f.store(4, zeroAddress, BUDGET, this.budget);
@@ -201,10 +198,7 @@ export class RegionState {
       const local = this.gpr[n];
       if (local) out.set(local, i64.load(zeroAddress, REG.gpr + 8 * n));
     }
-    for (let n = 0; n < 16; n++) {
-      const local = this.xmm[n];
-      if (local) out.set(local, v128.load(zeroAddress, XMM + 16 * n));
-    }
+    for (const x of this.xmm) if (x) out.set(x.vector, v128.load(zeroAddress, x.const32));
   }
 
   /** Statements about registers, written once it is known which the region uses. */

@@ -12,7 +12,7 @@ import { type CodeView, findRegion, type Region } from "./region.ts";
  * their loops for longer than a booting kernel.
  */
 export const HOT = 20_000;
-const HOT_AT_CPL_3 = 6_000;
+const HOT_AT_CPL_3 = 3_000;
 /**
  * Regions compiled as one module. The engine compiles modules on threads that also optimise earlier code, so
  * each one waits about a millisecond for its turn: together they wait once.

@@ -7,6 +7,7 @@ import type { Func } from "../wasm/func.ts";
 import { type Insn, insn, type Semantics } from "./insn.ts";
 import {
   checkInexact,
+  checkScalars,
   fastOrSlow,
   isSum,
   normalResult,
@@ -88,7 +89,17 @@ const arithmetic =
       f,
       (leave) => {
         const r = f.let(op.compute(s, a, b));
-        f.brIf(leave, i32.eqz(s.all(op.fits(s, a, b, r))));
+        const check = () => f.brIf(leave, i32.eqz(s.all(op.fits(s, a, b, r))));
+        if (s.lanes !== 1 || op === SQRT) check();
+        else {
+          f.block((checked) => {
+            f.block((unsure) => {
+              checkScalars(f, unsure, s, [a, b], r);
+              f.br(checked);
+            });
+            check();
+          });
+        }
         checkInexact(f, leave, () => op.exact(s, f, a, b, r));
         writeDestination(c, s, r);
       },

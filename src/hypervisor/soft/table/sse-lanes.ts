@@ -203,6 +203,32 @@ export const normalResult = (s: Shape, r: Expr): Expr => {
   return s.and(s.ops.gt(magnitude, s.least), s.ops.le(magnitude, s.most));
 };
 
+/** Twice the representation of the smallest normal number, which takes the sign away, and the largest exponent. */
+const NORMAL = { 32: 2n ** 24n, 64: 2n ** 53n } as const;
+const MAX_EXPONENT = { 32: 0xffn, 64: 0x7ffn } as const;
+
+/**
+ * Goes to `unsure` unless the operands of a scalar sum, product or quotient are not denormal and its result is a
+ * normal number, and not the smallest: then PE is the only exception there can be. A few integer operations, where
+ * {@link ordinary} and {@link normalResult} take dozens.
+ */
+export function checkScalars(
+  f: Func,
+  unsure: Label,
+  s: Shape,
+  operands: readonly Expr[],
+  result: Expr,
+): void {
+  const o = s.width === 64 ? i64 : i32;
+  const value = (v: bigint): Expr => (s.width === 64 ? c64(v) : c32(Number(v)));
+  const doubled = (x: Expr): Expr =>
+    o.shl(s.width === 64 ? i64.reinterpret_f64(x) : i32.reinterpret_f32(x), value(1n));
+  const least = NORMAL[s.width];
+  for (const x of operands) f.brIf(unsure, o.lt_u(o.sub(doubled(x), value(1n)), value(least - 1n)));
+  const top = (MAX_EXPONENT[s.width] - 2n) * least;
+  f.brIf(unsure, o.ge_u(o.sub(doubled(result), value(2n * least)), value(top)));
+}
+
 /** `a + b` came out as exactly `sum`: the rounding error of the sum (Knuth's TwoSum) is 0. */
 export function isSum(s: Shape, f: Func, a: Expr, b: Expr, sum: Expr): Expr {
   const { add, sub, eq } = s.ops;

@@ -26,6 +26,8 @@ export abstract class Expr {
   get vector(): Local | undefined {
     return undefined;
   }
+  /** Notes a store at this address. */
+  store(): void {}
 }
 
 /**
@@ -55,6 +57,9 @@ class ConstI32 extends Expr {
 
 /** An address in memory whose 16 bytes are kept in a local: loads and stores there become lanes of it. */
 export class VectorAddress extends ConstI32 {
+  /** Something has been stored there. */
+  written = false;
+
   constructor(
     address: number,
     private readonly local: Local,
@@ -63,6 +68,9 @@ export class VectorAddress extends ConstI32 {
   }
   override get vector(): Local {
     return this.local;
+  }
+  override store(): void {
+    this.written = true;
   }
 }
 

@@ -112,6 +112,7 @@ export class Func {
   store(size: number, address: Expr, offset: number, value: Expr): void {
     const { vector } = address;
     if (vector) {
+      address.store();
       this.set(vector, withLane(vector, size, offset, value));
       return;
     }
