@@ -23,8 +23,9 @@ import { executeEntry } from "../walker.ts";
 import { I32 } from "../wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, type Local } from "../wasm/expr.ts";
 import type { Func, Label } from "../wasm/func.ts";
-import { flagsUnobserved, JitContext, type JitInsn, RegionState } from "./context.ts";
+import { flagsUnobserved, JitContext, type JitInsn } from "./context.ts";
 import { dominates, type Region, type RegionBlock } from "./region.ts";
+import { RegionState } from "./region-state.ts";
 
 /** Fields of the counting record of an entry: its number, and the distance of its page from the region's first. */
 export const ENTRY_NUMBER = RECORD.aux;

@@ -17,7 +17,7 @@ const HOT_AT_CPL_3 = 3_000;
  * Regions compiled as one module. The engine compiles modules on threads that also optimise earlier code, so
  * each one waits about a millisecond for its turn: together they wait once.
  */
-const BATCH = 16;
+const BATCH = 12;
 /** Milliseconds after which an incomplete batch is compiled. */
 const PATIENCE = 6;
 
