@@ -277,10 +277,12 @@ test("200 edges from another thread, each raised when the one before has been se
         ...STI,
         ...code(`
                    | again:
-          f4       | hlt
-          48 39 1f | cmp [rdi], rbx
-          72 fa    | jb again
           fa       | cli
+          48 39 1f | cmp [rdi], rbx
+          73 04    | jae $+6
+          fb       | sti
+          f4       | hlt
+          eb f6    | jmp again
         `),
       ],
       {
