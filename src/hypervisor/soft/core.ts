@@ -24,7 +24,7 @@ import { ops, type Size, zeroAddress, zext64 } from "./values.ts";
 import { buildWalker, executeEntry } from "./walker.ts";
 import { I32, I64 } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";
-import type { Func, FuncRef } from "./wasm/func.ts";
+import type { Func, FuncRef, Label } from "./wasm/func.ts";
 import type { ModuleBuilder } from "./wasm/module.ts";
 
 /** What handlers refer to. */
@@ -245,15 +245,24 @@ export function pendingFlags(c: Context, op: number, a: Expr, b: Expr, size: Siz
 function buildFlags(f: Func, core: Core): void {
   const c = new Context(core, f, c32(0), PLAIN, []);
   const [kind, a, b] = [f.param(0), f.param(1), f.param(2)];
-  for (const op of Object.values(FLAG_OP)) {
-    for (const size of [1, 2, 4, 8] as const) {
-      f.if(i32.eq(kind, c32(op * 4 + Math.log2(size))), () => {
-        const at = (value: Expr) => (size === 8 ? value : i32.wrap(value));
-        pendingFlags(c, op, at(a), at(b), size);
-        f.return();
-      });
+  // By kind, from the first one on.
+  const cases = Object.values(FLAG_OP).flatMap((op) => ([1, 2, 4, 8] as const).map((size) => ({ op, size })));
+  const labels: Label[] = [];
+  const choose = (n: number): void => {
+    if (n < 0) {
+      f.brTable(i32.sub(kind, c32(FLAG_OP.add * 4)), labels);
+      return;
     }
-  }
+    f.block((label) => {
+      labels[n] = label;
+      choose(n - 1);
+    });
+    const { op, size } = cases[n]!;
+    const at = (value: Expr) => (size === 8 ? value : i32.wrap(value));
+    pendingFlags(c, op, at(a), at(b), size);
+    f.return();
+  };
+  choose(cases.length - 1);
 }
 
 function buildPseudo(m: ModuleBuilder, core: Core): PseudoSlots {
