@@ -99,7 +99,9 @@ export interface SoftVcpuStats {
   slowAccesses: number;
   regionsCompiled: number;
   instructionsCompiled: number;
+  /** Time that the vCPU has waited for compiled code, in all and at most at once. */
   compileMilliseconds: number;
+  longestCompileMilliseconds: number;
   /** Times that all compiled code was dropped because there was too much. */
   evictions: number;
   /** Slices that lockstep has compared, and that it could not compare. */
@@ -242,6 +244,7 @@ export class SoftVcpu {
       regionsCompiled: this.jit?.regions ?? 0,
       instructionsCompiled: this.jit?.instructions ?? 0,
       compileMilliseconds: Math.round(this.jit?.time ?? 0),
+      longestCompileMilliseconds: Math.round(this.jit?.longest ?? 0),
       evictions: this.jit?.evictions ?? 0,
       slicesCompared: this.lockstep?.compared ?? 0,
       slicesSkipped: this.lockstep?.skipped ?? 0,

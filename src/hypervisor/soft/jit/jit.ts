@@ -57,8 +57,9 @@ export class Jit {
   failed = 0;
   /** Times that everything compiled was dropped because there was too much. */
   evictions = 0;
-  /** Milliseconds spent. */
+  /** Milliseconds that the vCPU has waited for compiled code, in all and at most at once. */
   time = 0;
+  longest = 0;
 
   constructor(
     private readonly state: State,
@@ -126,7 +127,9 @@ export class Jit {
     if (done.length > 0) interpreter.instantiate(m);
     for (const { region, slot } of done) this.install(region, slot);
     this.regions += done.length;
-    this.time += performance.now() - started;
+    const time = performance.now() - started;
+    this.time += time;
+    this.longest = Math.max(this.longest, time);
   }
 
   /** False if code of the region has been dropped since it was asked for, or its memory used for something else. */
