@@ -4,9 +4,18 @@
  * load while the guest sleeps, and memory; then `sparkler run` for instructions a second.
  */
 
-import { type Engine, engines, SPARKLER } from "./engines.ts";
+import { type Engine, engines, qemu, qemuVersion, SPARKLER } from "./engines.ts";
+import type { BootTimes } from "./figures.ts";
 import { cpuTime, duration, markdownTable, median, memoryUse, readProc } from "./measure.ts";
-import { boot, describeHost, guestFiles, option, temporaryDirectory, writeResult } from "./session.ts";
+import {
+  type BenchFiles,
+  boot,
+  describeHost,
+  guestFiles,
+  option,
+  temporaryDirectory,
+  writeResult,
+} from "./session.ts";
 
 const MEM_MIB = 256;
 /** The guest sleeps SLEEP_S seconds; from SETTLE on its load is measured for IDLE, ms. */
@@ -20,12 +29,7 @@ sleep ${SLEEP_S}
 reboot -f
 `;
 
-interface BootFigures {
-  /** Process start to first output, and the processor time used by then, ms. */
-  start: number;
-  cpu: number;
-  /** Share of one processor while the guest sleeps, percent. */
-  idle: number;
+interface BootFigures extends BootTimes {
   /** KiB. */
   peak: number;
   guestRam: number;
@@ -46,10 +50,7 @@ const dir = temporaryDirectory();
 const runs = option("runs", 5);
 const host = describeHost();
 
-async function measureBoot(
-  engine: Engine,
-  files: Awaited<ReturnType<typeof guestFiles>>,
-): Promise<BootFigures> {
+async function measureBoot(engine: Engine, files: BenchFiles): Promise<BootFigures> {
   const { guest, first, hung } = await boot(engine, files, dir);
   const cpu = cpuTime(readProc(guest.pid, "stat"));
   await Bun.sleep(SETTLE);
@@ -127,6 +128,8 @@ console.log(
     `${(rate / 1e6).toFixed(0)} million a second.`,
 );
 writeResult("boot", host, {
+  kernel: files.kernelVersion,
+  ...(compared.includes(qemu) ? { qemu: qemuVersion() } : {}),
   runs,
   boots: Object.fromEntries([...boots].map(([engine, figures]) => [engine.name, figures])),
   run: programs,

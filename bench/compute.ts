@@ -2,21 +2,34 @@
  * Runs the programs of bench/programs in a guest on Sparkler's software CPU and on QEMU TCG, and on this machine
  * itself: `npm run bench:compute [-- --runs N] [-- --only NAME,NAME]`. Each program does a fixed amount of work and
  * times itself; its checksum must be the same everywhere, and the guest's clock must agree with this machine's.
+ * `--chart PATH` writes the ratios as a picture (SVG), with a row for the boot if `--boot PATH` is a result of
+ * `bench:boot`.
  */
 
-import { chmodSync, copyFileSync, mkdirSync, writeFileSync } from "node:fs";
+import { chmodSync, copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { ensureBusybox } from "../src/image/busybox.ts";
 import { defaultCacheDir } from "../src/image/cache-dir.ts";
 import { silentProgress } from "../src/image/progress.ts";
-import { type Engine, engines, MARK } from "./engines.ts";
-import { duration, geometricMean, markdownTable, median } from "./measure.ts";
+import { type Engine, engines, MARK, qemu, qemuVersion } from "./engines.ts";
+import {
+  type BootResult,
+  bootRatio,
+  compare,
+  type ProgramResult,
+  programTable,
+  speedChart,
+  timesOf,
+} from "./figures.ts";
+import { duration } from "./measure.ts";
 import {
   addDirectory,
+  type BenchFiles,
   boot,
   describeHost,
   guestFiles,
   option,
+  pathOption,
   temporaryDirectory,
   writeResult,
 } from "./session.ts";
@@ -58,12 +71,7 @@ echo "${MARK}end"
 reboot -f
 `;
 
-interface Result {
-  /** ms, by the program's own clock. */
-  time: number;
-  checksum: string;
-}
-type Results = Map<string, Result>;
+type Results = Map<string, ProgramResult>;
 
 const dir = temporaryDirectory();
 const bench = join(dir, "bench");
@@ -140,7 +148,7 @@ async function makePrograms(): Promise<Map<string, string>> {
   return commands;
 }
 
-function parse(line: string): [string, Result] {
+function parse(line: string): [string, ProgramResult] {
   const [name, nanoseconds, checksum] = line.split(" ");
   if (name === undefined || checksum === undefined || !/^\d+$/.test(nanoseconds ?? "")) {
     throw new Error(`not a result: ${line}`);
@@ -157,7 +165,7 @@ function runNative(commands: ReadonlyMap<string, string>): Results {
   );
 }
 
-async function runGuest(engine: Engine, files: Awaited<ReturnType<typeof guestFiles>>): Promise<Results> {
+async function runGuest(engine: Engine, files: BenchFiles): Promise<Results> {
   const { guest, first } = await boot(engine, files, dir);
   const results: Results = new Map();
   try {
@@ -199,6 +207,12 @@ if (Bun.which(COMPILER) === null) {
   process.exit(0);
 }
 const runs = option("runs", 3);
+const chart = pathOption("chart");
+const bootResult = pathOption("boot");
+const bootAgainstTcg =
+  bootResult === undefined
+    ? undefined
+    : bootRatio((JSON.parse(readFileSync(bootResult, "utf8")) as BootResult).boots);
 const host = describeHost();
 const only = process.argv[process.argv.indexOf("--only") + 1]?.split(",");
 const commands = await makePrograms();
@@ -213,6 +227,8 @@ const files = await guestFiles(dir, MEM_MIB, (cpio) => {
 });
 
 const compared = engines();
+if (chart !== undefined && !compared.includes(qemu))
+  throw new Error("--chart compares with QEMU: install it");
 const nativeRuns: Results[] = [];
 const guestRuns = new Map<Engine, Results[]>(compared.map((engine) => [engine, []]));
 for (let round = 0; round < runs; round++) {
@@ -225,37 +241,21 @@ for (let round = 0; round < runs; round++) {
   }
 }
 
-const time = (results: Results[], name: string) => median(results.map((result) => result.get(name)!.time));
-const columns = [nativeRuns, ...guestRuns.values()];
-const against = (name: string) => {
-  const [native, sparkler, qemu] = columns.map((results) => time(results, name));
-  return [sparkler! / native!, ...(qemu === undefined ? [] : [sparkler! / qemu])];
-};
-const names = [...commands.keys()];
-const ratios = names.map(against);
-const times = (ratio: number) => `${ratio.toFixed(2)}x`;
-console.log(`\nTime for a fixed amount of work, median of ${runs}. ${host}\n`);
-console.log(
-  markdownTable([
-    ["", "native", ...compared.map((engine) => engine.name), "Sparkler/native", "Sparkler/TCG"].slice(
-      0,
-      3 + compared.length + (compared.length - 1),
-    ),
-    ...names.map((name, i) => [
-      name,
-      ...columns.map((results) => duration(time(results, name))),
-      ...ratios[i]!.map(times),
-    ]),
-    [
-      "geometric mean",
-      ...columns.map(() => ""),
-      ...ratios[0]!.map((_, i) => times(geometricMean(ratios.map((ratio) => ratio[i]!)))),
-    ],
-  ]),
-);
 const plain = (results: Results[]) => results.map((result) => Object.fromEntries(result));
-writeResult("compute", host, {
-  runs,
+const result = {
   native: plain(nativeRuns),
   guests: Object.fromEntries([...guestRuns].map(([engine, results]) => [engine.name, plain(results)])),
+};
+const rows = compare(timesOf(result));
+console.log(`\nTime for a fixed amount of work, median of ${runs}. ${host}\n`);
+console.log(programTable(rows));
+writeResult("compute", host, {
+  kernel: files.kernelVersion,
+  ...(compared.includes(qemu) ? { qemu: qemuVersion() } : {}),
+  runs,
+  ...result,
 });
+if (chart !== undefined) {
+  writeFileSync(chart, speedChart(rows, bootAgainstTcg));
+  console.log(`Written: ${chart}`);
+}

@@ -42,7 +42,11 @@ export const sparkler: Engine = {
     writeFileSync(
       config,
       JSON.stringify({
-        "boot-source": { kernel_image_path: files.kernel, initrd_path: files.initrd, boot_args: bootArgs(files) },
+        "boot-source": {
+          kernel_image_path: files.kernel,
+          initrd_path: files.initrd,
+          boot_args: bootArgs(files),
+        },
         drives: [],
         "machine-config": { vcpu_count: 1, mem_size_mib: files.memMib },
         ...files.devices?.config,
@@ -84,6 +88,12 @@ export function engines(): Engine[] {
   if (Bun.which(QEMU) !== null) return [sparkler, qemu];
   console.log(`Without QEMU: ${QEMU} is not installed (Debian package qemu-system-x86).`);
   return [sparkler];
+}
+
+/** QEMU's version, as it says it. */
+export function qemuVersion(): string {
+  const said = Bun.spawnSync([QEMU, "--version"]).stdout.toString();
+  return /version (\S+)/.exec(said)?.[1] ?? "of unknown version";
 }
 
 /** A line of the guest and when its end came, in ms after the process was started. */

@@ -30,13 +30,15 @@ test("processor time from /proc/PID/stat, whatever the program is called", () =>
   );
 });
 
-test("guest RAM apart from the rest", () => {
+test("guest RAM apart from the rest, though a file is mapped into it", () => {
   const mapping = (range: string, size: number, rss: number, anonymous = rss) =>
     `${range} 00000000 00:00 0 \nSize:           ${size} kB\nKernelPageSize: 4 kB\nRss:            ${rss} kB\nPss: 1 kB\nAnonymous:      ${anonymous} kB\n`;
   const smaps = [
     mapping("00400000-00500000 r-xp", 1024, 700, 40),
     mapping("10000000-90000000 rw-p", 2_097_152, 50),
-    mapping("a0000000-b0000000 rw-p", 262_144, 90_000),
+    mapping("a0000000-a1000000 rw-p", 16_384, 10_000),
+    mapping("a1000000-a2000000 rw-p", 16_384, 15_000, 5_000),
+    mapping("a2000000-b0000000 rw-p", 229_376, 65_000),
     mapping("b0000000-c0100000 rwxp", 263_168, 100_000),
   ].join("");
   expect(memoryUse("VmPeak:\t 9 kB\nVmHWM:\t  200000 kB\n", smaps, 262_144)).toEqual({

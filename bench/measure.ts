@@ -44,19 +44,28 @@ export interface MemoryUse {
 }
 
 /**
- * Splits resident memory by /proc/PID/smaps. The guest's RAM is the mapping of at least `ramKib` with the most
- * resident pages, if it is writable and not executable.
+ * Splits resident memory by /proc/PID/smaps. The guest's RAM is what of at least `ramKib` lies together, writable and
+ * not executable, with the most resident pages. It may be several mappings: a kernel's file is mapped into it.
  */
 export function memoryUse(status: string, smaps: string, ramKib: number): MemoryUse {
   let guest = { rss: 0, anonymous: 0 };
   const total = { rss: 0, anonymous: 0 };
+  let together = { end: "", size: 0, rss: 0, anonymous: 0 };
   for (const mapping of smaps.split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m)) {
-    const size = kib(mapping, "Size");
     const resident = { rss: kib(mapping, "Rss"), anonymous: kib(mapping, "Anonymous") };
     total.rss += resident.rss;
     total.anonymous += resident.anonymous;
-    const mayBeRam = size >= ramKib && size < 2 * ramKib && /^\S+ rw-/.test(mapping);
-    if (mayBeRam && resident.rss > guest.rss) guest = resident;
+    const [, start, end] = /^([0-9a-f]+)-([0-9a-f]+) rw-/.exec(mapping) ?? [];
+    if (end === undefined) continue;
+    if (start !== together.end) together = { end, size: 0, rss: 0, anonymous: 0 };
+    together = {
+      end,
+      size: together.size + kib(mapping, "Size"),
+      rss: together.rss + resident.rss,
+      anonymous: together.anonymous + resident.anonymous,
+    };
+    const mayBeRam = together.size >= ramKib && together.size < 2 * ramKib;
+    if (mayBeRam && together.rss > guest.rss) guest = together;
   }
   return {
     peak: kib(status, "VmHWM"),
@@ -73,6 +82,11 @@ function kib(text: string, name: string): number {
 /** Milliseconds as text, in seconds where that reads better. */
 export function duration(ms: number): string {
   return ms >= 1000 ? `${(ms / 1000).toFixed(2)} s` : `${ms.toFixed(ms < 10 ? 1 : 0)} ms`;
+}
+
+/** A ratio as text. */
+export function ratioText(ratio: number): string {
+  return `${ratio.toFixed(2)}x`;
 }
 
 export function readProc(pid: number, file: "stat" | "status" | "smaps"): string {

@@ -2,7 +2,7 @@
 
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, tmpdir, totalmem } from "node:os";
-import { join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { defaultCacheDir } from "../src/image/cache-dir.ts";
 import { CpioWriter } from "../src/image/cpio.ts";
 import { ensureInitramfs } from "../src/image/initramfs.ts";
@@ -21,12 +21,17 @@ export function temporaryDirectory(): string {
   return dir;
 }
 
+export interface BenchFiles extends GuestFiles {
+  /** `uname -r` of the guest. */
+  kernelVersion: string;
+}
+
 /** The default kernel and initramfs, in which what `add` writes (with an /init) takes the place of the guest agent. */
 export async function guestFiles(
   dir: string,
   memMib: number,
   add: (cpio: CpioWriter) => void,
-): Promise<GuestFiles> {
+): Promise<BenchFiles> {
   const options = { cacheDir: defaultCacheDir(), progress: terminalProgress() };
   const kernel = await ensureKernel(options);
   const cpio = new CpioWriter();
@@ -34,7 +39,7 @@ export async function guestFiles(
   const initrd = join(dir, "initrd");
   const initramfs = await ensureInitramfs({ ...options, kernel });
   writeFileSync(initrd, Buffer.concat([readFileSync(initramfs), cpio.finish()]));
-  return { kernel: kernel.vmlinux, initrd, memMib };
+  return { kernel: kernel.vmlinux, kernelVersion: kernel.version, initrd, memMib };
 }
 
 /** Adds the files below `dir` to an archive as `path`. Links are followed. */
@@ -77,19 +82,32 @@ export function option(name: string, fallback: number): number {
   return value;
 }
 
-/** One line on the machine that was measured. Other work on it makes figures worthless, so the load is in it. */
-export function describeHost(): string {
-  const processors = cpus();
-  const load = loadavg()[0]!.toFixed(1);
-  return `${processors.length} x ${processors[0]!.model}, ${(totalmem() / 2 ** 30).toFixed(0)} GiB, load ${load}`;
+/** The path after `--name` on the command line. */
+export function pathOption(name: string): string | undefined {
+  const at = process.argv.indexOf(`--${name}`);
+  if (at < 0) return undefined;
+  const value = process.argv[at + 1];
+  if (value === undefined || value.startsWith("--")) throw new Error(`--${name}: give a path`);
+  return resolve(value);
 }
 
-/** Writes `bench/results/NAME-TIME.json` and says so. */
+/** Processors and memory of this machine. */
+export function describeMachine(): string {
+  const processors = cpus();
+  return `${processors.length} x ${processors[0]!.model}, ${(totalmem() / 2 ** 30).toFixed(0)} GiB`;
+}
+
+/** One line on the machine that was measured. Other work on it makes figures worthless, so the load is in it. */
+export function describeHost(): string {
+  return `${describeMachine()}, load ${loadavg()[0]!.toFixed(1)}`;
+}
+
+/** Writes `bench/results/NAME-TIME.json`, or the file after `--out`, and says so. */
 export function writeResult(name: string, host: string, result: object): void {
-  const dir = join(import.meta.dir, "results");
-  mkdirSync(dir, { recursive: true });
   const time = new Date().toISOString();
-  const path = join(dir, `${name}-${time.replaceAll(":", "")}.json`);
+  const path =
+    pathOption("out") ?? join(import.meta.dir, "results", `${name}-${time.replaceAll(":", "")}.json`);
+  mkdirSync(dirname(path), { recursive: true });
   writeFileSync(path, `${JSON.stringify({ time, host, bun: Bun.version, ...result }, null, 2)}\n`);
   console.log(`\nWritten: ${path}`);
 }

@@ -52,6 +52,12 @@ export class Mapping {
     return new Mapping(address, length);
   }
 
+  /** Where the mapping lies: for {@link unmapAt}, if the thread that made it should not come to {@link unmap}. */
+  get at(): number {
+    if (this.address === undefined) throw new Error("memory is used after it was unmapped");
+    return this.address;
+  }
+
   /** Takes the mapping away. Harmless the second time. */
   unmap(): void {
     const { address, view } = this;
@@ -61,6 +67,11 @@ export class Mapping {
     this.view = new Uint8Array(0);
     check(libcKvm().munmap(address, length), "munmap");
   }
+}
+
+/** Takes away a {@link Mapping} of a thread that is gone, by its `at` and length. Throws {@link SystemError}. */
+export function unmapAt(address: number, length: number): void {
+  check(libcKvm().munmap(address as Pointer, length), "munmap");
 }
 
 /** Bytes by which the host address of `bytes` lies above a multiple of `alignment`, a power of two. */

@@ -5,6 +5,7 @@ import { loadKernel } from "../boot/load-kernel.ts";
 import { defaultCacheDir } from "../image/cache-dir.ts";
 import { GuestMemory, type GuestMemoryLayout } from "../memory/guest-memory.ts";
 import { Logger } from "../observe/logger.ts";
+import { SystemError } from "../platform/errno.ts";
 import { EventFd } from "../platform/eventfd.ts";
 import { closeFile } from "../platform/files.ts";
 import { loadBackend } from "./backend.ts";
@@ -42,6 +43,11 @@ export interface BuildOptions {
 
 const MIB = 2 ** 20;
 
+/** What a microVM opens, a little more than it takes: threads load code and have event loops, devices have queues. */
+const DESCRIPTORS = 6;
+const DESCRIPTORS_PER_THREAD = 5;
+const DESCRIPTORS_PER_DEVICE = 4;
+
 /**
  * Builds the machine that `spec` describes and starts its guest. Throws `ConfigError` or `BootError` if that
  * cannot be; then nothing of it is left. The spec's descriptors stay the caller's.
@@ -52,6 +58,7 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
   const { user, system } = process.cpuUsage();
   const log = new Logger(spec.log, "main");
 
+  checkDescriptors(spec);
   // Threads take longest to come up, so they begin at once and load their code while the rest is made ready.
   const thread = options.devicesHere === true ? undefined : new DeviceThread();
   const vcpus = Array.from(
@@ -64,10 +71,17 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
   const drives: RunningDrive[] = [];
   const wake = EventFd.create();
   let releaseBackend = () => {};
+  const closeDrives = () => {
+    for (const { disk } of drives.splice(0)) closeFile(disk.fd);
+  };
+  let released = false;
   const release = () => {
+    closeDrives();
+    // A thread that breaks early is heard of by the builder and by the microVM.
+    if (released) return;
+    released = true;
     releaseBackend();
     wake.close();
-    for (const { disk } of drives) closeFile(disk.fd);
   };
   let devices: DeviceHost | undefined = thread;
   let doorbell: Doorbell | undefined;
@@ -156,12 +170,30 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
     // The device thread may sleep in epoll_wait, where only the doorbell reaches it.
     doorbell?.ring(SLOT_CONTROL, CONTROL_STOP);
     // Until they are gone their threads may be in the middle of using it.
-    void Promise.all([devices?.terminate(), ...vcpus.map(terminated)]).then(() => {
-      releaseBackend();
-      wake.close();
-    });
-    for (const { disk } of drives) closeFile(disk.fd);
+    void Promise.all([devices?.terminate(), ...vcpus.map(terminated)]).then(release);
+    closeDrives();
     throw error;
+  }
+}
+
+/**
+ * Throws {@link ConfigError} if the process may not open what the machine takes. Asked before, because the runtime ends
+ * the process, with the API's socket left behind, if it cannot open what a thread begins with.
+ */
+function checkDescriptors(spec: MachineSpec): void {
+  const devices = spec.drives.length + (spec.networks?.length ?? 0) + 3;
+  const count = DESCRIPTORS + DESCRIPTORS_PER_THREAD * (spec.vcpus + 1) + DESCRIPTORS_PER_DEVICE * devices;
+  const opened: EventFd[] = [];
+  try {
+    while (opened.length < count) opened.push(EventFd.create());
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+    throw new ConfigError(
+      `The microVM needs ${count} more descriptors: ${error.message}. Raise the limit of open files (ulimit -n).`,
+      { cause: error },
+    );
+  } finally {
+    for (const event of opened) event.close();
   }
 }
 

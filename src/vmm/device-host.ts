@@ -4,7 +4,7 @@ import type { VmmCommand } from "./commands.ts";
 import type { MachinePlan } from "./machine.ts";
 import type { VmmEvent, VmmStart } from "./messages.ts";
 import { VMM_WORKER } from "./worker-urls.ts";
-import { nextEvent, terminated } from "./workers.ts";
+import { nextEvent, onWorkerEnd, terminated } from "./workers.ts";
 
 export interface DeviceHost {
   /** Makes the devices. Rejects if one of them cannot be. */
@@ -33,6 +33,9 @@ export class DeviceThread implements DeviceHost {
     this.worker.onmessage = ({ data }: MessageEvent<VmmEvent>) => onEvent(data);
     this.worker.onerror = ({ message }) =>
       onEvent({ kind: "failed", message: `the device thread failed: ${message}` });
+    onWorkerEnd(this.worker, () =>
+      onEvent({ kind: "failed", message: "the device thread ended without a word" }),
+    );
   }
 
   post(command: VmmCommand): void {

@@ -1,7 +1,7 @@
 /**
  * How any thread tells the vmm thread that there is work: bits in shared memory, and an eventfd write only
- * when the vmm thread is asleep. A write and the wake-up behind it cost tens of microseconds; a bit costs
- * nothing while the vmm thread is still busy or spinning.
+ * when the vmm thread is asleep. A write and the wake-up behind it cost 3 to 20 us; a bit costs nothing while the
+ * vmm thread is still busy.
  */
 
 import type { EventFd } from "../platform/eventfd.ts";
@@ -73,10 +73,9 @@ export class Doorbell {
     return Atomics.exchange(this.words, BITS + slot, 0);
   }
 
-  /** vmm thread: true if work came within `rounds` looks. */
-  spin(rounds: number): boolean {
-    for (let i = 0; i < rounds; i++) if (Atomics.load(this.words, PENDING) !== 0) return true;
-    return false;
+  /** vmm thread: true if there is work. */
+  get rung(): boolean {
+    return Atomics.load(this.words, PENDING) !== 0;
   }
 
   /**

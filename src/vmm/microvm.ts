@@ -10,6 +10,7 @@ import type { DeviceHost } from "./device-host.ts";
 import { CONTROL_CTRL_ALT_DEL, CONTROL_STOP, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import { type OpenDisk, openDisk } from "./file-disk.ts";
 import type { VcpuEvent, VmmEvent } from "./messages.ts";
+import { onWorkerEnd, terminated } from "./workers.ts";
 
 /** How a microVM ended. */
 export interface MicrovmEnd {
@@ -52,7 +53,7 @@ export interface MicrovmParts {
   readonly drives: readonly RunningDrive[];
   /** The process ends with the microVM, which takes less than to take threads and machine apart before. */
   readonly endsProcess?: boolean | undefined;
-  /** Releases descriptors. Called once, when all threads are done; not at all if one of them is stuck. */
+  /** Releases descriptors. Called once, when no thread uses them any more; not at all if one of them is stuck. */
   readonly release: () => void;
 }
 
@@ -83,6 +84,7 @@ export class Microvm {
     for (const vcpu of parts.vcpus) {
       vcpu.onmessage = ({ data }: MessageEvent<VcpuEvent>) => this.vcpuEvent(data);
       vcpu.onerror = (event) => this.fail(`a vCPU thread failed: ${event.message}`);
+      onWorkerEnd(vcpu, () => this.fail("a vCPU thread ended without a word"));
     }
   }
 
@@ -241,7 +243,8 @@ export class Microvm {
         this.events.onOutputBroken?.(event.code, event.message);
         break;
       case "stopped":
-        this.finish(this.end ?? { kind: "stopped" }, event.consoleTail, event.metrics);
+        if (this.finished) break;
+        void this.finish(this.end ?? { kind: "stopped" }, event.consoleTail, event.metrics);
         if (this.parts.endsProcess !== true) this.parts.release();
         break;
       case "reply":
@@ -253,24 +256,27 @@ export class Microvm {
     }
   }
 
-  /** A thread is broken, so nothing can be asked of it any more. */
+  /** A thread is broken, so nothing can be asked of it any more; the other vCPUs leave the guest. */
   private fail(detail: string): void {
-    this.finish({ kind: "error", detail }, "");
+    if (this.finished) return;
+    this.parts.requestStop();
+    this.parts.doorbell.ring(SLOT_CONTROL, CONTROL_STOP);
+    const gone = this.finish({ kind: "error", detail }, "");
+    if (this.parts.endsProcess !== true) void gone.then(this.parts.release);
   }
 
-  private finish(end: VcpuEnd, consoleTail: string, metrics?: DeviceMetrics): void {
-    if (this.finished) return;
+  /** To be called once. Resolves when all threads are gone, unless they go with the process. */
+  private async finish(end: VcpuEnd, consoleTail: string, metrics?: DeviceMetrics): Promise<void> {
     this.finished = true;
     clearTimeout(this.stopTimer);
     this.pauseWaiter?.reject(new Error("the microVM has ended"));
     this.parts.commands.close();
     const { devices, vcpus, endsProcess } = this.parts;
-    if (endsProcess !== true) void devices.terminate();
     for (const vcpu of vcpus) {
       vcpu.onmessage = null;
       vcpu.onerror = null;
-      if (endsProcess !== true) vcpu.terminate();
     }
     this.settle({ end, consoleTail, stats: this.stats, metrics });
+    if (endsProcess !== true) await Promise.all([devices.terminate(), ...vcpus.map(terminated)]);
   }
 }

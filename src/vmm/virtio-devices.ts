@@ -4,9 +4,9 @@ import type { BalloonState } from "../devices/virtio/balloon/balloon.ts";
 import { BlockDevice } from "../devices/virtio/block/block.ts";
 import type { AsyncDisk, DiskFile } from "../devices/virtio/block/disk.ts";
 import type { VirtioDevice } from "../devices/virtio/device.ts";
-import { NetDevice } from "../devices/virtio/net/net.ts";
+import type { NetDevice } from "../devices/virtio/net/net.ts";
 import { RngDevice } from "../devices/virtio/rng/rng.ts";
-import { VsockDevice } from "../devices/virtio/vsock/vsock.ts";
+import type { VsockDevice } from "../devices/virtio/vsock/vsock.ts";
 import type { Mmds } from "../mmds/mmds.ts";
 import type { Epoll } from "../platform/epoll.ts";
 import { fillRandom } from "../platform/random.ts";
@@ -16,9 +16,8 @@ import type { HostBalloon, makeBalloon } from "./balloon-device.ts";
 import type { DeviceMetrics, VmmRequest } from "./commands.ts";
 import { FileDisk, type OpenDisk } from "./file-disk.ts";
 import type { VirtioDevicePlan } from "./machine.ts";
-import { StreamLink } from "./stream-link.ts";
-import { TapLink } from "./tap-link.ts";
-import { VsockSockets } from "./vsock-sockets.ts";
+import type { makeNet } from "./net-device.ts";
+import type { makeVsock } from "./vsock-device.ts";
 
 /**
  * Data buffers per block request. Firecracker has one; with more the guest joins scattered pages into one
@@ -32,6 +31,10 @@ export interface DeviceServices {
   readonly timers: TimerSource;
   readonly log: (message: string) => void;
   readonly mmds: Mmds | undefined;
+  /** Needed for network interfaces. */
+  readonly makeNet: typeof makeNet | undefined;
+  /** Needed for a vsock device. */
+  readonly makeVsock: typeof makeVsock | undefined;
   /** Needed for a balloon. */
   readonly makeBalloon: typeof makeBalloon | undefined;
   /** Needed for drives with an asynchronous engine. */
@@ -71,21 +74,15 @@ export class VirtioDevices {
         return device;
       }
       case "net": {
-        const { id, link, ...options } = plan.net;
-        const device = new NetDevice({
-          ifaceId: id,
-          link: link.kind === "tap" ? new TapLink(epoll, link.fd) : new StreamLink(epoll, link.fd),
-          detour: this.services.mmds?.stack(id, timers),
-          timers,
-          ...options,
-        });
-        this.nets.set(id, device);
+        const { makeNet, mmds } = this.services;
+        if (makeNet === undefined) throw new Error("the code of the network was not loaded");
+        const device = makeNet(plan.net, epoll, timers, mmds);
+        this.nets.set(plan.net.id, device);
         return device;
       }
       case "vsock": {
-        const { guestCid, ...options } = plan.vsock;
-        const sockets = new VsockSockets(epoll, timers, { ...options, log });
-        this.vsock = new VsockDevice({ guestCid, sockets, timers });
+        if (this.services.makeVsock === undefined) throw new Error("the code of vsock was not loaded");
+        this.vsock = this.services.makeVsock(plan.vsock, epoll, timers, log);
         return this.vsock;
       }
       case "balloon":

@@ -35,8 +35,6 @@ import { SerialPort } from "./serial-port.ts";
 import { Timers } from "./timers.ts";
 import { type DeviceServices, VirtioDevices } from "./virtio-devices.ts";
 
-/** Looks at the doorbell after work before sleeping: about 50 us, what a wake-up would cost. */
-const SPIN_ROUNDS = 20_000;
 /** After work, before the event loop gets a turn, in ms. */
 const FIRST_SLEEP = 10;
 /** With work, until the event loop gets a turn, in ms. */
@@ -50,15 +48,23 @@ export async function createVmmThread(
   post: (event: VmmEvent) => void,
   nextCommand: () => VmmCommand | undefined,
 ): Promise<VmmThread> {
-  const hasBalloon = plan.virtio.some(({ device }) => device.kind === "balloon");
+  const kinds = new Set(plan.virtio.map(({ device }) => device.kind));
   const hasAsync = plan.virtio.some(({ device }) => device.kind === "block" && device.ioEngine === "Async");
-  const [backend, mmds, balloon, asyncDisks] = await Promise.all([
+  const [backend, mmds, net, vsock, balloon, asyncDisks] = await Promise.all([
     loadBackend(plan.backend),
     plan.mmds === undefined ? undefined : createMmds(plan.mmds),
-    hasBalloon ? import("./balloon-device.ts") : undefined,
+    kinds.has("net") ? import("./net-device.ts") : undefined,
+    kinds.has("vsock") ? import("./vsock-device.ts") : undefined,
+    kinds.has("balloon") ? import("./balloon-device.ts") : undefined,
     hasAsync ? import("./async-disk.ts") : undefined,
   ]);
-  const rare = { mmds, makeBalloon: balloon?.makeBalloon, asyncDisks };
+  const rare = {
+    mmds,
+    makeNet: net?.makeNet,
+    makeVsock: vsock?.makeVsock,
+    makeBalloon: balloon?.makeBalloon,
+    asyncDisks,
+  };
   return new VmmThread(plan, backend, post, nextCommand, rare);
 }
 
@@ -85,7 +91,6 @@ export class VmmThread {
   private eventLoopDue = false;
   /** The event loop had a turn, and nothing was done since. */
   private eventLoopIdle = false;
-  private readonly spinRounds: number = SPIN_ROUNDS;
 
   /** See {@link createVmmThread}. */
   constructor(
@@ -93,7 +98,7 @@ export class VmmThread {
     backend: Backend,
     private readonly post: (event: VmmEvent) => void,
     private readonly nextCommand: () => VmmCommand | undefined,
-    rare: Pick<DeviceServices, "mmds" | "makeBalloon" | "asyncDisks">,
+    rare: Omit<DeviceServices, "epoll" | "timers" | "log">,
   ) {
     this.log = new Logger(plan.log, "fc_vmm");
     const { shared } = plan;
@@ -118,8 +123,6 @@ export class VmmThread {
     const memory = new GuestMemory(plan.ram);
     const hook = backend.writeHook(plan.memory);
     if (hook !== undefined) memory.setWriteHook(hook);
-    // Without the vCPU's part in it a notification comes as an event, which a look at the doorbell does not see.
-    if (backend.ioEvent !== undefined) this.spinRounds = 0;
     for (const [i, { device, gpa, offset, gsi }] of plan.virtio.entries()) {
       const slot = SLOT_VIRTIO + i;
       const requeue = (queue: number) => this.doorbell.ring(slot, queue);
@@ -194,7 +197,8 @@ export class VmmThread {
     if (this.serve()) {
       this.eventLoopIdle = false;
       if (this.stopping) return;
-      if (++this.busyTurns < MAX_BUSY_TURNS && this.doorbell.spin(this.spinRounds)) return;
+      // No waiting for more: while this thread spins it sees no descriptor, and the host's programs lack its processor.
+      if (++this.busyTurns < MAX_BUSY_TURNS && this.doorbell.rung) return;
     }
     this.busyTurns = 0;
     const pump = this.pumpInputs();

@@ -12,7 +12,8 @@ import { fileInImage, finishRuns, host, hostHas, TEST_LIMIT, temporaryDirectory 
 const refusal = ioUringRefusal();
 if (refusal !== undefined) console.log(`skip: drives with io_engine Async: io_uring is refused (${refusal})`);
 const missing = ["mke2fs", "e2fsck", "debugfs"].filter((program) => !hostHas(program));
-if (missing.length > 0) console.log(`skip: Async drives after a power cut: ${missing.join(" and ")} not installed`);
+if (missing.length > 0)
+  console.log(`skip: Async drives after a power cut: ${missing.join(" and ")} not installed`);
 
 const MIB = 2 ** 20;
 const dir = temporaryDirectory();

@@ -13,6 +13,8 @@ export const RDI = 7;
 
 /** A guest ends its test by a write here. */
 export const FINISH_PORT = 0x5f0;
+/** A write here ends the vCPU's thread, with the backend of `dying-backend.ts`. */
+export const DEATH_PORT = 0x5f1;
 
 const IOAPIC = 0xfec0_0000;
 const IOAPIC_WINDOW = IOAPIC + 0x10;

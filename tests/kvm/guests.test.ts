@@ -321,11 +321,9 @@ describe.each(backendNames())("%s", (backend) => {
         guest.finish();
         guest.countingHandler("handler", COUNTER);
       });
-      const took = performance.now() - start;
       expect(end).toEqual({ kind: "stopped" });
       expect(memory.readU32(COUNTER)).toBeGreaterThanOrEqual(10);
-      expect(took).toBeGreaterThan(18);
-      expect(took).toBeLessThan(1000);
+      expect(performance.now() - start).toBeGreaterThan(18);
     });
   });
 

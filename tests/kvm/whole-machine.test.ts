@@ -3,6 +3,7 @@
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import {
+  I8042_COMMAND_PORT,
   PM1_CONTROL_PORT,
   PM1_EVENT_PORT,
   SERIAL_PORT_START,
@@ -10,9 +11,10 @@ import {
 } from "../../src/boot/layout.ts";
 import * as mmio from "../../src/devices/virtio/mmio/registers.ts";
 import { KVM_MAX_VCPUS } from "../../src/hypervisor/kvm/machine.ts";
-import { at, CC_B, CC_NE } from "../oracle/asm.ts";
-import { type GuestCode, RAX, RBX, RCX, RDI, RDX, RSI } from "./guest-code.ts";
+import { CC_NE } from "../oracle/asm.ts";
+import { type GuestCode, RAX, RBX, RCX, RDX, RSI } from "./guest-code.ts";
 import { backendNames, noKvm } from "./machine.ts";
+import { pingEach, pingPong } from "./several-vcpus.ts";
 import { startGuest } from "./whole-machine.ts";
 
 const GAP_DIRECTORY = 0xc000;
@@ -34,6 +36,22 @@ describe.each(backendNames())("%s", (backend) => {
       guest.raw(...new TextEncoder().encode("after\n"));
     });
     expect(await microvm.ended).toMatchObject({ end: { kind: "reset" }, consoleTail: "before\nafter\n" });
+  });
+
+  test("a kernel with a PVH note is entered in 32-bit mode, with what the protocol tells", async () => {
+    const print = [0x66, 0xba, SERIAL_PORT_START & 0xff, SERIAL_PORT_START >> 8, 0xee]; // mov dx, port; out dx, al
+    const microvm = await startGuest({ backend, pvh: true, bootArgs: "pvh" }, (guest) => {
+      guest.raw(0x8b, 0x03); // mov eax, [ebx]
+      guest.raw(0x3d, 0x78, 0xc5, 0x6e, 0x33); // cmp eax, XEN_HVM_START_MAGIC_VALUE
+      guest.raw(0x75, 0xfe); // jne to itself
+      guest.raw(0x8a, 0x43, 0x04, 0x04, 0x30, ...print); // mov al, [ebx+4]; add al, '0': the version
+      guest.raw(0x8b, 0x73, 0x18); // mov esi, [ebx+24]: the command line
+      for (let i = 0; i < 3; i++) guest.raw(0xac, ...print); // lodsb
+      guest.raw(0x8b, 0x73, 0x28); // mov esi, [ebx+40]: the memory map
+      guest.raw(0x8a, 0x46, 0x10, 0x04, 0x30, ...print); // mov al, [esi+16]: the first entry is RAM
+      guest.raw(0xb0, 0xfe, 0xe6, I8042_COMMAND_PORT, 0xeb, 0xfe); // mov al, 0xfe; out, al; jmp to itself
+    });
+    expect(await microvm.ended).toMatchObject({ end: { kind: "reset" }, consoleTail: "1pvh1" });
   });
 
   test("a triple fault is told of with the registers", async () => {
@@ -208,10 +226,9 @@ describe.skipIf(reason !== undefined)("KVM", () => {
       const microvm = await startGuest({ backend: "kvm", vcpus: 1 + (i % 2) }, code);
       // At once, while the vCPU enters the guest, and later.
       if (i % 4 > 1) await Bun.sleep(Math.random() * 4);
-      const asked = performance.now();
+      // One that does not arrive ends the microVM with an error.
       microvm.stop();
       expect((await microvm.ended).end).toEqual({ kind: "stopped" });
-      expect(performance.now() - asked).toBeLessThan(1000);
     }
   });
 
@@ -252,9 +269,12 @@ describe.skipIf(reason !== undefined)("KVM", () => {
     expect((await microvm.ended).consoleTail).toBe(threads);
   });
 
-  test("as many vCPUs as there may be stop together", async () => {
-    const microvm = await startGuest({ backend: "kvm", vcpus: KVM_MAX_VCPUS }, (guest) => guest.reset());
-    expect((await microvm.ended).end).toEqual({ kind: "reset" });
+  test("as many vCPUs as there may be start, answer and stop together", async () => {
+    const microvm = await startGuest({ backend: "kvm", vcpus: KVM_MAX_VCPUS }, (guest) =>
+      pingEach(guest, KVM_MAX_VCPUS - 1),
+    );
+    const { end, consoleTail } = await microvm.ended;
+    expect({ end, consoleTail }).toEqual({ end: { kind: "reset" }, consoleTail: "started done\n" });
   });
 
   test("memory above 4 GiB belongs to the machine", async () => {
@@ -320,100 +340,3 @@ async function until(condition: () => boolean): Promise<void> {
   const deadline = performance.now() + 3000;
   while (!condition() && performance.now() < deadline) await Bun.sleep(10);
 }
-
-/** MSRs of the local APIC in x2APIC mode. */
-const IA32_X2APIC_EOI = 0x80b;
-const IA32_X2APIC_SIVR = 0x80f;
-const IA32_X2APIC_ICR = 0x830;
-
-/** Where vCPU 1 starts, and what the two share. A startup IPI names the page. */
-const START_PAGE = 8;
-const STARTED = 0x6000;
-const PINGS = 0x6004;
-const IPI_VECTOR = 0x50;
-
-/**
- * vCPU 0 starts vCPU 1 in real mode and then sends it interrupts; vCPU 1 counts each and answers by one, which vCPU
- * 0 waits for.
- */
-function pingPong(guest: GuestCode, rounds: number): void {
-  const writeMsr = (msr: number, high: number, low: number) => {
-    guest.movImm(RCX, msr);
-    guest.movImm(RDX, high);
-    guest.movImm(RAX, low);
-    guest.wrmsr();
-  };
-  guest.outPort(0x21, 1, 0xff);
-  guest.outPort(0xa1, 1, 0xff);
-  guest.loadIdt(IDT, VECTOR, "handler");
-  // x2APIC mode: IA32_APIC_BASE bits 10 and 11, and this is the boot processor (8).
-  writeMsr(0x1b, 0, 0xfee0_0d00);
-  writeMsr(IA32_X2APIC_SIVR, 0, 0x1ff);
-
-  // Copies vCPU 1's code, and points its interrupt table at the handler in it.
-  guest.lea(RSI, { label: "second", disp: 0 });
-  guest.movImm(RDI, START_PAGE * 0x1000);
-  guest.movImm(RCX, SECOND_VCPU.length);
-  guest.repMovsb();
-  guest.poke(IPI_VECTOR * 4, START_PAGE * 0x1000 + SECOND_VCPU_HANDLER);
-  guest.poke(STARTED, 0);
-  guest.poke(PINGS, 0);
-
-  writeMsr(IA32_X2APIC_ICR, 1, 0x4500); // INIT
-  writeMsr(IA32_X2APIC_ICR, 1, 0x4600 | START_PAGE); // startup IPI
-  guest.label("wait for vCPU 1");
-  guest.pause();
-  guest.movImm(RBX, STARTED);
-  guest.load32(RAX, at(RBX));
-  guest.cmpImm(RAX, 1);
-  guest.jcc(CC_B, "wait for vCPU 1");
-  guest.print("started ");
-
-  for (let round = 1; round <= rounds; round++) {
-    writeMsr(IA32_X2APIC_ICR, 1, 0x4000 | IPI_VECTOR);
-    guest.waitForCount(COUNTER, round);
-  }
-  guest.movImm(RBX, PINGS);
-  guest.load32(RAX, at(RBX));
-  guest.cmpImm(RAX, rounds);
-  guest.jcc(CC_NE, "end");
-  guest.print("done\n");
-  guest.label("end");
-  guest.reset();
-
-  guest.label("handler");
-  for (const register of [RAX, RBX, RCX, RDX]) guest.push(register);
-  guest.movImm(RBX, COUNTER);
-  guest.lockIncrement();
-  writeMsr(IA32_X2APIC_EOI, 0, 0);
-  for (const register of [RDX, RCX, RBX, RAX]) guest.pop(register);
-  guest.iretq();
-  guest.label("second");
-  guest.raw(...SECOND_VCPU);
-}
-
-/** `mov ecx, msr; mov eax, low; xor edx, edx; wrmsr` in 16-bit code. */
-function writeMsr16(msr: number, low: number): number[] {
-  const u32 = (value: number) => [value & 0xff, (value >> 8) & 0xff, (value >> 16) & 0xff, value >>> 24];
-  return [0x66, 0xb9, ...u32(msr), 0x66, 0xb8, ...u32(low), 0x66, 0x31, 0xd2, 0x0f, 0x30];
-}
-
-const SECOND_VCPU_START = [
-  ...[0xfa], // cli
-  ...[0x31, 0xc0], // xor ax, ax
-  ...[0x8e, 0xd8], // mov ds, ax
-  ...[0x8e, 0xd0], // mov ss, ax
-  ...[0xbc, 0x00, 0x78], // mov sp, 0x7800
-  ...writeMsr16(0x1b, 0xfee0_0c00),
-  ...writeMsr16(IA32_X2APIC_SIVR, 0x1ff),
-  ...[0xf0, 0x66, 0xff, 0x06, STARTED & 0xff, STARTED >> 8], // lock inc dword [STARTED]
-  ...[0xfb, 0xf4, 0xeb, 0xfc], // sti; hlt; jmp to sti
-];
-const SECOND_VCPU_HANDLER = SECOND_VCPU_START.length;
-const SECOND_VCPU = [
-  ...SECOND_VCPU_START,
-  ...[0xf0, 0x66, 0xff, 0x06, PINGS & 0xff, PINGS >> 8], // lock inc dword [PINGS]
-  ...writeMsr16(IA32_X2APIC_EOI, 0),
-  ...writeMsr16(IA32_X2APIC_ICR, 0x4000 | VECTOR), // to vCPU 0
-  ...[0xcf], // iret
-];

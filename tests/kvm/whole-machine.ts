@@ -1,9 +1,9 @@
-/** A whole microVM, with all its threads, whose kernel is a test guest entered by the 64-bit Linux protocol. */
+/** A whole microVM, with all its threads, whose kernel is a test guest, entered by the 64-bit Linux protocol or by PVH. */
 
 import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { makeElf } from "../../src/boot/test-images.ts";
+import { makeElf, pvhNote, type TestSegment } from "../../src/boot/test-images.ts";
 import { buildMicrovm } from "../../src/vmm/builder.ts";
 import type { Microvm } from "../../src/vmm/microvm.ts";
 import type { BalloonSpec } from "../../src/vmm/spec.ts";
@@ -18,6 +18,8 @@ export interface WholeMachineOptions {
   readonly entropy?: boolean;
   readonly balloon?: BalloonSpec;
   readonly bootArgs?: string;
+  /** The code is 32-bit code, entered by the PVH protocol. */
+  readonly pvh?: boolean;
 }
 
 /** Builds the machine and starts its guest. What it prints on the serial port is in `consoleTail` at its end. */
@@ -29,7 +31,9 @@ export async function startGuest(
   code(guest);
   const dir = mkdtempSync(join(tmpdir(), "sparkler-guest-"));
   const path = join(dir, "kernel");
-  writeFileSync(path, makeElf(CODE, [{ gpa: CODE, data: guest.assemble(CODE), align: 1 }]));
+  const segments: TestSegment[] = [{ gpa: CODE, data: guest.assemble(CODE), align: 1 }];
+  if (options.pvh === true) segments.push(pvhNote(CODE));
+  writeFileSync(path, makeElf(CODE, segments));
   const fd = openSync(path, "r");
   try {
     return await buildMicrovm(

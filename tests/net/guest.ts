@@ -25,11 +25,13 @@ export interface GuestOptions {
   readonly api?: string;
   /** Starts the monitor, e.g. in a network namespace. */
   readonly prefix?: readonly string[];
+  /** ms after which the monitor is killed. */
+  readonly limit?: number;
 }
 
 /** Boots a guest that runs `script`, its output on the monitor's stdout, and ends. */
 export async function startGuest(options: GuestOptions): Promise<Started> {
-  const { dir, config, script, add = [], bootArgs = "", flags = [], prefix = [], api } = options;
+  const { dir, config, script, add = [], bootArgs = "", flags = [], prefix = [], api, limit } = options;
   const files = await bootFiles();
   const archive = runArchive({ argv: ["sh", "-c", script], add });
   const base = readFileSync(files.initramfs);
@@ -47,7 +49,7 @@ export async function startGuest(options: GuestOptions): Promise<Started> {
   writeFileSync(`${name}.json`, JSON.stringify(json));
   const serve = api === undefined ? ["--no-api"] : ["--api-sock", api];
   const argv = [...serve, "--config-file", `${name}.json`, "--level", "Warn", ...flags];
-  return new Started(argv, "pipe", { prefix });
+  return new Started(argv, "pipe", { prefix, ...(limit === undefined ? {} : { limit }) });
 }
 
 /** Compiles a C program of `programs/` for any guest, linked statically. Undefined if there is no compiler. */

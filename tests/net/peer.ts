@@ -5,9 +5,11 @@
  *   peer.ts take FILE PORT        compares what each sends with FILE; prints "same" or "different N" (bytes that came)
  *   peer.ts count PORT            prints "BYTES MS" of what the first sends, from its first byte to its end
  *   peer.ts pour PORT             sends to each who connects for as long as it reads
+ *   peer.ts number HOST PORT N    sends N datagrams, each with its number (le32); prints "sent"
  *   peer.ts fetch HOST PORT       greets until something comes, and prints that
  */
 
+import { createSocket } from "node:dgram";
 import { readFileSync } from "node:fs";
 import { connect, createServer, type Socket } from "node:net";
 
@@ -89,6 +91,23 @@ switch (command) {
       more();
     });
     break;
+  case "number": {
+    const [host = "", port = "", count = ""] = rest;
+    say("ready");
+    const socket = createSocket("udp4");
+    const number = Buffer.alloc(64);
+    const send = (i: number) => {
+      if (i === Number(count)) {
+        socket.close();
+        say("sent");
+        return;
+      }
+      number.writeUInt32LE(i);
+      socket.send(number, Number(port), host, () => send(i + 1));
+    };
+    send(0);
+    break;
+  }
   case "fetch": {
     say("ready");
     fetchFrom(rest[0]!, Number(rest[1]), 50);

@@ -3,6 +3,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { request } from "../api/support.ts";
 import { bootFiles } from "../guests/boot-files.ts";
 import { finishRuns, TEST_LIMIT, temporaryDirectory } from "../guests/sparkler.ts";
 import { type GuestOptions, startGuest } from "./guest.ts";
@@ -18,6 +19,9 @@ const file = join(dir.path, "data");
 const HOST = "172.30.0.1";
 const GUEST = "172.30.0.2";
 
+/** CSUM, GUEST_CSUM, MTU, MAC, GUEST_TSO4, _TSO6 and _UFO, HOST_TSO4, _TSO6 and _UFO, MRG_RXBUF, EVENT_IDX, VERSION_1. */
+const FEATURES = [0, 1, 3, 5, 7, 8, 10, 11, 12, 14, 15, 29, 32];
+
 let space: Namespace;
 
 beforeAll(() => {
@@ -29,6 +33,8 @@ beforeAll(() => {
   space.addTap("tap0", `${HOST}/24`);
   space.addTap("tap1", "172.30.1.1/24", 9000);
   space.addTap("tap2", "172.30.2.1/24");
+  space.addTap("tap3", "172.30.3.1/24");
+  space.addTap("tap4", "172.30.4.1/24");
 });
 
 afterAll(() => {
@@ -118,14 +124,17 @@ describe.skipIf(reason !== undefined)("a guest on a TAP device", () => {
   );
 
   test(
-    "jumbo frames with an MTU of 9000",
+    "jumbo frames with an MTU of 9000; the guest takes every offload, and mergeable buffers",
     async () => {
       const guest = await boot(
-        "cat /sys/class/net/eth0/mtu; ping -c 3 -A -s 8900 172.30.1.1 | tail -2",
+        "cat /sys/class/net/eth0/mtu /sys/class/net/eth0/device/features; ping -c 3 -A -s 8900 172.30.1.1 | tail -2",
         { host_dev_name: "tap1", mtu: 9000 },
         { bootArgs: "sparkler.ip=172.30.1.2/24" },
       );
       await guest.expect("9000\r\n");
+      const features = (await guest.expect("\r\n")).trim();
+      const taken = [...features].flatMap((bit, i) => (bit === "1" ? [i] : []));
+      expect(taken).toEqual(FEATURES);
       await guest.expect("3 packets transmitted, 3 packets received");
       await guest.result();
     },
@@ -135,7 +144,7 @@ describe.skipIf(reason !== undefined)("a guest on a TAP device", () => {
   test(
     "the rate limiters hold both directions to what is configured",
     async () => {
-      const seconds = 6;
+      const seconds = 10;
       const rate = 1_500_000;
       // A second's worth, so that a busy host which lets the guest wait for less does not count.
       const limiter = { bandwidth: { size: rate, refill_time: 1000 } };
@@ -164,5 +173,96 @@ describe.skipIf(reason !== undefined)("a guest on a TAP device", () => {
       expect(Math.abs(up / rate - 1)).toBeLessThan(0.05);
     },
     2 * TEST_LIMIT,
+  );
+
+  test(
+    "PATCH changes the limits of a guest in the middle of its traffic, and takes them away",
+    async () => {
+      const api = join(dir.path, "api");
+      const count = await space.peer("count", "7006");
+      await space.peer("pour", "7007");
+      // One way after the other: acknowledgements would wait behind the data of the other way.
+      const guest = await boot(
+        `echo pouring up; dd if=/dev/zero bs=64k 2>/dev/null | nc 172.30.3.1 7006
+         echo pouring down; nc 172.30.3.1 7007 >/dev/null`,
+        { host_dev_name: "tap3" },
+        { bootArgs: "sparkler.ip=172.30.3.2/24", api },
+      );
+      const rate = 1_500_000;
+      const seconds = 5;
+      const limiter = { bandwidth: { size: rate / 10, refill_time: 100 } };
+      const none = { bandwidth: { size: 0, refill_time: 0 } };
+      const limit = async (way: string, limits: object) => {
+        const body = { iface_id: "net1", [way]: limits };
+        expect((await request(api, "PATCH", "/network-interfaces/net1", body)).status).toBe(204);
+      };
+      /** Bytes per second that the host's end of the device counts, over `ms`. */
+      const measure = async (counter: string, ms: number) => {
+        const bytes = () => Number(space.run(["cat", `/sys/class/net/tap3/statistics/${counter}`]));
+        const [start, before] = [performance.now(), bytes()];
+        await Bun.sleep(ms);
+        return (1000 * (bytes() - before)) / (performance.now() - start);
+      };
+      for (const [way, counter, said] of [
+        ["tx_rate_limiter", "rx_bytes", "pouring up"],
+        ["rx_rate_limiter", "tx_bytes", "pouring down"],
+      ] as const) {
+        await guest.expect(said);
+        while ((await measure(counter, 500)) < 2 * rate);
+        await limit(way, limiter);
+        while ((await measure(counter, 500)) > 1.5 * rate);
+        expect(Math.abs((await measure(counter, 1000 * seconds)) / rate - 1)).toBeLessThan(0.05);
+        await limit(way, none);
+        while ((await measure(counter, 500)) < 2 * rate);
+        count.kill();
+      }
+      guest.child.kill("SIGTERM");
+      expect((await guest.result()).stderr).toBe("");
+    },
+    2 * TEST_LIMIT,
+  );
+
+  test(
+    "a TAP device that goes down and away costs frames, and neither the guest nor its other interface",
+    async () => {
+      const metricsPath = join(dir.path, "metrics-gone");
+      const other = { iface_id: "net2", host_dev_name: "tap0", guest_mac: "06:00:ac:1e:00:03" };
+      const guest = await boot(
+        `ip addr add ${GUEST}/24 dev eth1; ip link set eth1 up
+         reach() { ping -c 1 -W 1 $1 >/dev/null; }
+         until reach 172.30.4.1; do :; done; echo up
+         while reach 172.30.4.1; do :; done; echo down
+         until reach 172.30.4.1; do :; done; echo up again
+         while reach 172.30.4.1; do :; done; echo gone
+         ping -c 3 -A ${HOST} | grep received; echo over`,
+        {},
+        {
+          config: {
+            "network-interfaces": [
+              { iface_id: "net1", host_dev_name: "tap4", guest_mac: "06:00:ac:1e:00:02" },
+              other,
+            ],
+          },
+          bootArgs: "sparkler.ip=172.30.4.2/24",
+          flags: ["--metrics-path", metricsPath],
+        },
+      );
+      await guest.expect("up\r\n");
+      space.run(["ip", "link", "set", "tap4", "down"]);
+      await guest.expect("down\r\n");
+      space.run(["ip", "link", "set", "tap4", "up"]);
+      await guest.expect("up again\r\n");
+      space.run(["ip", "link", "delete", "tap4"]);
+      await guest.expect("gone\r\n");
+      await guest.expect("3 packets received");
+      await guest.expect("over\r\n");
+      const { stderr } = await guest.result();
+      expect(stderr).toContain("net net1: frame lost: ");
+      expect(stderr).not.toContain("net net2");
+      const { net_net1, net_net2 } = metrics(metricsPath);
+      expect(net_net1!.tap_write_fails).toBeGreaterThan(0);
+      expect(net_net2!.tap_write_fails).toBe(0);
+    },
+    TEST_LIMIT,
   );
 });

@@ -99,6 +99,17 @@ describe.skipIf(reason !== undefined)("a guest with --net user", () => {
   );
 
   test(
+    "a TAP device that this user may not make is refused, and why",
+    async () => {
+      const argv = ["run", ...boot, "--net", "tap:absent", "--", "true"];
+      const { code, stdout, stderr } = await sparkler(argv, options());
+      expect({ code, stdout: stdout.toString() }).toEqual({ code: 152, stdout: "" });
+      expect(stderr).toMatch(/Open tap device failed: .*(Permission denied|Operation not permitted)/);
+    },
+    TEST_LIMIT,
+  );
+
+  test(
     "a port that is taken ends the run and is named",
     async () => {
       await space.peer("serve", file, "7003");

@@ -86,25 +86,38 @@ export class GuestDriver {
     if ((this.read(reg.STATUS) & reg.STATUS_DRIVER_OK) === 0) throw new Error("DRIVER_OK refused");
   }
 
+  writeDescriptor(index: number, at: number, gpa: number, length: number, flags: number, next: number): void {
+    const { memory } = this;
+    const descriptor = this.queues.get(index)!.desc + at * DESC_BYTES;
+    memory.writeU64(descriptor, BigInt(gpa));
+    memory.writeU32(descriptor + 8, length);
+    memory.writeU16(descriptor + 12, flags);
+    memory.writeU16(descriptor + 14, next);
+  }
+
+  /** Makes the chain that begins at descriptor `head` available and notifies the device. */
+  publish(index: number, head: number): void {
+    const { memory } = this;
+    const { avail } = this.queues.get(index)!;
+    const idx = memory.readU16(avail + 2);
+    memory.writeU16(avail + 4 + (idx % QUEUE_SIZE) * 2, head);
+    memory.writeU16(avail + 2, (idx + 1) & 0xffff);
+    this.write(reg.QUEUE_NOTIFY, index);
+  }
+
   /** Makes a chain available and notifies the device. */
   submit(index: number, readable: Buffer[], writable: Buffer[]): void {
-    const { memory } = this;
     const queue = this.queues.get(index)!;
     const buffers = [...readable, ...writable];
     const head = queue.nextDesc % QUEUE_SIZE;
     for (const [i, { gpa, length }] of buffers.entries()) {
-      const at = queue.desc + ((head + i) % QUEUE_SIZE) * DESC_BYTES;
-      memory.writeU64(at, BigInt(gpa));
-      memory.writeU32(at + 8, length);
-      const next = i + 1 < buffers.length ? VRING_DESC_F_NEXT : 0;
-      memory.writeU16(at + 12, next | (i >= readable.length ? VRING_DESC_F_WRITE : 0));
-      memory.writeU16(at + 14, (head + i + 1) % QUEUE_SIZE);
+      const flags =
+        (i + 1 < buffers.length ? VRING_DESC_F_NEXT : 0) | (i >= readable.length ? VRING_DESC_F_WRITE : 0);
+      const next = (head + i + 1) % QUEUE_SIZE;
+      this.writeDescriptor(index, (head + i) % QUEUE_SIZE, gpa, length, flags, next);
     }
     queue.nextDesc += buffers.length;
-    const idx = memory.readU16(queue.avail + 2);
-    memory.writeU16(queue.avail + 4 + (idx % QUEUE_SIZE) * 2, head);
-    memory.writeU16(queue.avail + 2, (idx + 1) & 0xffff);
-    this.write(reg.QUEUE_NOTIFY, index);
+    this.publish(index, head);
   }
 
   /** Bytes that the device wrote to the next used chain, or undefined if there is none. */

@@ -8,7 +8,10 @@ import { CONFIG, DEVICE_ID } from "../../src/devices/virtio/mmio/registers.ts";
 import type { BootRegisters, VcpuEnd } from "../../src/hypervisor/types.ts";
 import { GuestMemory } from "../../src/memory/guest-memory.ts";
 import type { Backend, Vcpu, VcpuOptions } from "../../src/vmm/backend.ts";
+import { listenLate } from "./deaf-guest.ts";
 import { GuestDriver } from "./guest-driver.ts";
+import type { GuestParts } from "./guest-parts.ts";
+import { breakAllDevices } from "./hostile-guest.ts";
 
 /** Words at the start of the memory, below guest RAM: [0] counts events, [1] asks to stop, [2+gsi] interrupts. */
 const EVENTS = 0;
@@ -111,6 +114,12 @@ class ScriptedVcpu implements Vcpu {
       case "block":
         this.block();
         return this.reset();
+      case "hostile":
+        breakAllDevices(this.parts());
+        return this.reset();
+      case "deaf":
+        listenLate(this.parts());
+        return this.reset();
       case "watch":
         return this.watch();
       case "hang":
@@ -187,8 +196,14 @@ class ScriptedVcpu implements Vcpu {
     return { kind: "stopped" };
   }
 
-  private driver(window: number): GuestDriver {
-    return new GuestDriver(this.options.mmio, this.memory, window, RINGS, this.idle);
+  private parts(): GuestParts {
+    const driver = (window: number, rings: number) => this.driver(window, rings);
+    const print = (text: string) => this.print(text);
+    return { memory: this.memory, data: DATA, rings: RINGS, driver, idle: this.idle, print };
+  }
+
+  private driver(window: number, rings = RINGS): GuestDriver {
+    return new GuestDriver(this.options.mmio, this.memory, window, rings, this.idle);
   }
 
   /** Writes sectors 2-9, reads them back, flushes, reads the id; a request beyond the end must fail. */

@@ -2,10 +2,12 @@
 
 import { type GuestMemory, GuestMemoryError } from "../../memory/guest-memory.ts";
 import { ioctlStruct } from "../../platform/ioctl.ts";
+import type { VcpuEnd } from "../types.ts";
 import * as kvm from "./api.ts";
 import { hasHardware, NO_HARDWARE } from "./host.ts";
 import { readState } from "./registers.ts";
 
+const { SHUTDOWN, FAIL_ENTRY, INTERNAL_ERROR, SYSTEM_EVENT } = kvm.KVM_EXIT;
 const PAGE = 4096n;
 /** Longest x86 instruction. */
 const MAX_INSTRUCTION = 15;
@@ -25,8 +27,31 @@ export interface ExitContext {
   readonly run: DataView;
 }
 
+/** What an exit that is neither I/O nor a request of this process makes of the run. Throws {@link SystemError}. */
+export function describeEnd(reason: number, context: ExitContext): VcpuEnd {
+  switch (reason) {
+    case SHUTDOWN:
+      return { kind: "shutdown", detail: describeGuest(context) };
+    case SYSTEM_EVENT: {
+      const type = context.run.getUint32(kvm.RUN_SYSTEM_EVENT_TYPE, true);
+      if (type === kvm.KVM_SYSTEM_EVENT_SHUTDOWN || type === kvm.KVM_SYSTEM_EVENT_RESET)
+        return { kind: "reset" };
+      return { kind: "error", detail: `the guest reported system event ${type}. ${describeGuest(context)}` };
+    }
+    case FAIL_ENTRY:
+      return { kind: "error", detail: describeFailedEntry(context) };
+    case INTERNAL_ERROR:
+      return { kind: "error", detail: describeInternalError(context) };
+    default:
+      return {
+        kind: "error",
+        detail: `KVM left the guest with exit reason ${reason}. ${describeGuest(context)}`,
+      };
+  }
+}
+
 /** KVM_EXIT_INTERNAL_ERROR as a message. */
-export function describeInternalError(context: ExitContext): string {
+function describeInternalError(context: ExitContext): string {
   const { run } = context;
   const suberror = run.getUint32(kvm.RUN_SUBERROR, true);
   const what = SUBERRORS[suberror] ?? `KVM reports internal error ${suberror}`;
@@ -48,13 +73,13 @@ function failedInstruction(run: DataView): Uint8Array | undefined {
 }
 
 /** KVM_EXIT_FAIL_ENTRY as a message. */
-export function describeFailedEntry(context: ExitContext): string {
+function describeFailedEntry(context: ExitContext): string {
   const reason = context.run.getBigUint64(kvm.RUN_HARDWARE_REASON, true);
   return `the processor refused to enter the guest (reason 0x${reason.toString(16)}). ${describeGuest(context)}`;
 }
 
 /** Registers and the bytes at RIP (or `instruction`), in two lines. */
-export function describeGuest(context: ExitContext, instruction?: Uint8Array): string {
+function describeGuest(context: ExitContext, instruction?: Uint8Array): string {
   const { text, rip, csBase } = readState(context.vcpuFd);
   const bytes = instruction ?? codeAt(context, (csBase + rip) & 0xffff_ffff_ffff_ffffn);
   const shown =

@@ -45,6 +45,11 @@ export function openProblem(code: string, message: string): string {
   }
 }
 
+/** A sentence for a /dev/kvm that does not answer KVM's requests. */
+export function notKvm(message: string): string {
+  return `${KVM_PATH} is not KVM's device, or does not let itself be asked: ${message}. Make it anew, or reload the module.`;
+}
+
 /** A sentence for another version of the KVM API than `wanted`, or undefined. */
 export function versionProblem(version: number, wanted: number): string | undefined {
   if (version === wanted) return undefined;

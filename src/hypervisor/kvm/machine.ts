@@ -7,7 +7,7 @@ import type { IrqLine } from "../../devices/types.ts";
 import { memoryRegions } from "../../memory/guest-memory.ts";
 import { EventFd } from "../../platform/eventfd.ts";
 import { closeFile } from "../../platform/files.ts";
-import { Mapping, misalignment } from "../../platform/memory.ts";
+import { Mapping, misalignment, unmapAt } from "../../platform/memory.ts";
 import { currentThread, installKickHandler, kickThread } from "../../platform/signals.ts";
 import { RUN_IMMEDIATE_EXIT } from "./api.ts";
 import { KvmSystem } from "./system.ts";
@@ -31,7 +31,9 @@ const W_PAUSES = 7;
 const W_IRQ = 32;
 const W_VCPU_FD = 64;
 const W_VCPU_THREAD = 96;
-const W_OWNED = 128;
+/** Address of each vCPU's kvm_run area, 0 while there is none: two words, a double. */
+const W_RUN_AREA = 128;
+const W_OWNED = 192;
 /** Interrupts, vCPUs, and 32 queues of each of 19 devices. */
 const MAX_OWNED = 1024;
 const WORDS = W_OWNED + MAX_OWNED;
@@ -51,10 +53,13 @@ export const KVM_RAM_LIMIT = WASM_MEMORY_LIMIT - WASM_PAGE - HUGE_PAGE;
 
 export class KvmMachine {
   private readonly words: Int32Array;
+  private readonly runAreas: Float64Array;
 
   /** Takes hold, on any thread, of a machine made by {@link create}. */
   constructor(readonly memory: WebAssembly.Memory) {
     this.words = new Int32Array(memory.buffer, 0, WORDS);
+    const { BYTES_PER_ELEMENT } = Int32Array;
+    this.runAreas = new Float64Array(memory.buffer, W_RUN_AREA * BYTES_PER_ELEMENT, KVM_MAX_VCPUS);
   }
 
   /**
@@ -127,11 +132,13 @@ export class KvmMachine {
   withRunArea<T>(index: number, body: (run: Uint8Array) => T): T {
     const fd = this.words[W_VCPU_FD + index]! - 1;
     const area = Mapping.shared(fd, this.words[W_RUN_BYTES]!);
+    this.runAreas[index] = area.at;
     Atomics.store(this.words, W_VCPU_THREAD + index, currentThread());
     try {
       return body(area.bytes);
     } finally {
       Atomics.store(this.words, W_VCPU_THREAD + index, 0);
+      this.runAreas[index] = 0;
       area.unmap();
     }
   }
@@ -230,8 +237,15 @@ export class KvmMachine {
     return fd;
   }
 
-  /** Closes all descriptors, once; RAM goes with the last reference to `memory`. No thread may use it any more. */
+  /**
+   * Closes all descriptors and what is left of {@link withRunArea} by threads that did not come to its end, once; RAM
+   * goes with the last reference to `memory`. No thread may use the machine any more.
+   */
   close(): void {
+    for (const [index, address] of this.runAreas.entries()) {
+      this.runAreas[index] = 0;
+      if (address !== 0) unmapAt(address, this.words[W_RUN_BYTES]!);
+    }
     const count = Math.min(Atomics.exchange(this.words, W_OWNED_COUNT, 0), MAX_OWNED);
     for (let i = 0; i < count; i++) closeFile(this.words[W_OWNED + i]!);
   }

@@ -5,7 +5,7 @@ import { closeFile, openFile } from "../../platform/files.ts";
 import { ioctlStruct, ioctlValue } from "../../platform/ioctl.ts";
 import * as kvm from "./api.ts";
 import { type CpuidEntry, cpuidBuffer, decodeCpuid } from "./cpuid.ts";
-import { capabilityProblem, KVM_PATH, openProblem, versionProblem } from "./host.ts";
+import { capabilityProblem, KVM_PATH, notKvm, openProblem, versionProblem } from "./host.ts";
 
 /** What the backend uses, as in Firecracker's check, and what the kick needs. */
 const REQUIRED = {
@@ -58,6 +58,7 @@ export class KvmSystem {
       system.check();
     } catch (error) {
       closeFile(fd);
+      if (error instanceof SystemError) throw new KvmUnavailable(notKvm(error.message));
       throw error;
     }
     return system;

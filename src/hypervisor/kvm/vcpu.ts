@@ -7,13 +7,13 @@ import { ioctlStruct, tryIoctlValue } from "../../platform/ioctl.ts";
 import type { BootRegisters, VcpuEnd } from "../types.ts";
 import * as kvm from "./api.ts";
 import { type CpuidFilter, encodeCpuid, guestCpuid } from "./cpuid.ts";
-import { describeFailedEntry, describeGuest, describeInternalError, type ExitContext } from "./exits.ts";
+import { describeEnd, type ExitContext } from "./exits.ts";
 import { KvmMachine } from "./machine.ts";
 import { setBootMsrs } from "./msrs.ts";
 import { setBootRegisters, setLocalInterrupts } from "./registers.ts";
 
 const { EINTR, EAGAIN } = ERRNO;
-const { IO, MMIO, SHUTDOWN, FAIL_ENTRY, INTERNAL_ERROR, SYSTEM_EVENT, INTR } = kvm.KVM_EXIT;
+const { IO, MMIO, INTR } = kvm.KVM_EXIT;
 
 /** Ports or memory-mapped registers of the machine. Sizes are 1, 2 or 4 bytes; values are unsigned. */
 export interface KvmBus {
@@ -109,32 +109,7 @@ export class KvmVcpu {
       this.exits.set(reason, (this.exits.get(reason) ?? 0) + 1);
       if (reason === IO) servePio(run, this.options.pio);
       else if (reason === MMIO) serveMmio(run, this.options.mmio);
-      else if (reason !== INTR) return this.end(reason, context);
-    }
-  }
-
-  private end(reason: number, context: ExitContext): VcpuEnd {
-    switch (reason) {
-      case SHUTDOWN:
-        return { kind: "shutdown", detail: describeGuest(context) };
-      case SYSTEM_EVENT: {
-        const type = context.run.getUint32(kvm.RUN_SYSTEM_EVENT_TYPE, true);
-        if (type === kvm.KVM_SYSTEM_EVENT_SHUTDOWN || type === kvm.KVM_SYSTEM_EVENT_RESET)
-          return { kind: "reset" };
-        return {
-          kind: "error",
-          detail: `the guest reported system event ${type}. ${describeGuest(context)}`,
-        };
-      }
-      case FAIL_ENTRY:
-        return { kind: "error", detail: describeFailedEntry(context) };
-      case INTERNAL_ERROR:
-        return { kind: "error", detail: describeInternalError(context) };
-      default:
-        return {
-          kind: "error",
-          detail: `KVM left the guest with exit reason ${reason}. ${describeGuest(context)}`,
-        };
+      else if (reason !== INTR) return describeEnd(reason, context);
     }
   }
 }

@@ -5,6 +5,9 @@
  *                                same bytes come back
  *   vsock connect PORT           prints the error of connecting to the host's PORT, or "connected"
  *   vsock read PORT              connects to the host's PORT, reads nothing for a second, then all; prints the count
+ *   vsock fill PORT LIMIT        connects to the host's PORT until that fails, at most LIMIT times, and sends a number on
+ *                                each connection, which must come back; waits for the host to end the last one, ends
+ *                                all others, and connects once more
  */
 #include <errno.h>
 #include <poll.h>
@@ -12,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -118,6 +122,25 @@ static void send_and_check(unsigned port, unsigned which, uint64_t bytes) {
   exit(0);
 }
 
+static void fill(unsigned port, unsigned limit) {
+  int *fds = calloc(limit, sizeof *fds);
+  unsigned count = 0, good = 0, value;
+  struct rlimit files = {limit + 16, limit + 16};
+  if (fds == NULL || setrlimit(RLIMIT_NOFILE, &files) < 0) fail("setrlimit");
+  while (count < limit && (fds[count] = connect_host(port)) >= 0) count++;
+  printf("%u open: %s\n", count, count < limit ? strerror(errno) : "no more are needed");
+  for (unsigned i = 0; i < count; i++) send_all(fds[i], (char *)&i, sizeof i);
+  for (unsigned i = 0; i < count; i++)
+    if (recv(fds[i], &value, sizeof value, MSG_WAITALL) == sizeof value && value == i) good++;
+  printf("%u good\n", good);
+  fflush(stdout);
+  if (count > 0 && recv(fds[count - 1], &value, 1, 0) == 0) printf("the host has ended the last\n");
+  for (unsigned i = 0; i < count; i++) close(fds[i]);
+  /* The host hears of the ends one after the other. */
+  while ((fds[0] = connect_host(port)) < 0 && errno == ECONNRESET) usleep(1000);
+  printf("once more: %s\n", fds[0] < 0 ? strerror(errno) : "connected");
+}
+
 int main(int argc, char **argv) {
   if (argc < 3) return 2;
   unsigned port = strtoul(argv[2], NULL, 10);
@@ -137,6 +160,8 @@ int main(int argc, char **argv) {
   } else if (strcmp(argv[1], "connect") == 0) {
     int fd = connect_host(port);
     printf("%s\n", fd < 0 ? strerror(errno) : "connected");
+  } else if (strcmp(argv[1], "fill") == 0 && argc == 4) {
+    fill(port, strtoul(argv[3], NULL, 10));
   } else if (strcmp(argv[1], "read") == 0) {
     static char buffer[CHUNK];
     unsigned long long total = 0;
