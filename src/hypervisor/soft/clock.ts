@@ -12,7 +12,11 @@ const PVCLOCK_TSC_STABLE = 1;
 
 export class Clock {
   /** What WRMSR to IA32_TIME_STAMP_COUNTER added to host time. */
-  private offset: bigint;
+  private offset = 0n;
+  /** The same as a number; NaN if it is none exactly. */
+  private offsetNumber = 0;
+  /** Upper half of the counter that {@link readLow} has read. */
+  high = 0;
   readonly systemTime = { msr: 0n };
   readonly wallClock = { msr: 0n };
 
@@ -20,7 +24,7 @@ export class Clock {
     private readonly state: State,
     private readonly ramBytes: number,
   ) {
-    this.offset = -this.host();
+    this.set(0n);
   }
 
   /** Host time in ns, which never goes back and no guest can set. */
@@ -40,6 +44,20 @@ export class Clock {
 
   set(value: bigint): void {
     this.offset = value - this.host();
+    const number = Number(this.offset);
+    this.offsetNumber = Number.isSafeInteger(number) ? number : Number.NaN;
+  }
+
+  /** Lower half of the time-stamp counter, unsigned; the upper is in {@link high}. Guests read it too often for a BigInt. */
+  readLow(): number {
+    const ticks = Math.floor(performance.now() * 1e6) + this.offsetNumber;
+    if (ticks >= 0 && ticks <= Number.MAX_SAFE_INTEGER) {
+      this.high = Math.floor(ticks / 2 ** 32);
+      return ticks - this.high * 2 ** 32;
+    }
+    const value = BigInt.asUintN(64, this.now());
+    this.high = Number(value >> 32n);
+    return Number(value & 0xffff_ffffn);
   }
 
   /** MSR_KVM_SYSTEM_TIME(_NEW): bit 0 enables, the rest is the physical address of the time structure. */

@@ -193,10 +193,13 @@ const rdtsc =
   (c) => {
     const { state, clock } = c.cpu;
     if (state.get(CR4) & CR4_BITS.TSD && state.cpl !== 0) return fault(c, 13, 0);
-    const t = BigInt.asUintN(64, clock.now());
-    writeRegister(c, RAX, 4, t);
-    writeRegister(c, RDX, 4, t >> 32n);
-    if (withAux) writeRegister(c, RCX, 4, BigInt(state.get(TSC_AUX) >>> 0));
+    const put = (register: number, word: number) => {
+      state.set(register, word);
+      state.set(register + 4, 0);
+    };
+    put(RAX, clock.readLow());
+    put(RDX, clock.high);
+    if (withAux) put(RCX, state.get(TSC_AUX));
     return 0;
   };
 
