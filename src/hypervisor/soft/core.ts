@@ -147,13 +147,27 @@ function buildFind(m: ModuleBuilder, stale: number, fetch: FuncRef): Func {
   return f;
 }
 
-/** The jump-cache entry of a RIP, the tag it has if it is that RIP's, and whether it is. */
-export function jumpCacheEntry(f: Func, rip: Expr): { entry: Expr; tag: Expr; hit: Expr } {
+/** What the jump cache has for a RIP. */
+export interface JumpCacheEntry {
+  readonly entry: Expr;
+  /** The tag it has if it is that RIP's, and whether it is. */
+  readonly tag: Expr;
+  readonly hit: Expr;
+  /** The block's record then. */
+  readonly record: Expr;
+}
+
+export function jumpCacheEntry(f: Func, rip: Expr): JumpCacheEntry {
   const entry = f.let(
     i32.shl(i32.and(i32.wrap(i64.xor(rip, i64.shr_u(rip, c64(12)))), c32(JUMP_ENTRIES - 1)), c32(4)),
   );
   const tag = f.let(i64.xor(rip, i64.load(zeroAddress, MODE_TAG)));
-  return { entry, tag, hit: i64.eq(i64.load(entry, JUMP_CACHE), tag) };
+  return {
+    entry,
+    tag,
+    hit: i64.eq(i64.load(entry, JUMP_CACHE), tag),
+    record: i32.load(entry, JUMP_CACHE + 8),
+  };
 }
 
 function buildDispatch(f: Func, core: Core, find: Func): void {
@@ -162,11 +176,12 @@ function buildDispatch(f: Func, core: Core, find: Func): void {
     f.store(8, zeroAddress, RIP, rip);
     f.return(c32(EXIT.attention));
   });
-  const { entry, tag, hit } = jumpCacheEntry(f, rip);
+  const cached = jumpCacheEntry(f, rip);
+  const { entry, tag } = cached;
   const record = f.local(I32);
   f.if(
-    hit,
-    () => f.set(record, i32.load(entry, JUMP_CACHE + 8)),
+    cached.hit,
+    () => f.set(record, cached.record),
     () => {
       f.set(record, f.call(find.ref, rip));
       f.ifRarely(i32.eqz(record), () => {

@@ -7,6 +7,9 @@ import { konst, ops, type Size, sext64, zeroAddress } from "./values.ts";
 import { c32, c64, type Expr, i32, i64 } from "./wasm/expr.ts";
 import type { Func } from "./wasm/func.ts";
 
+/** Operations whose flags compiled code computes when somebody looks. */
+export type LaterOperation = "shl" | "shr" | "sar" | "imul" | "inc" | "dec";
+
 /** What an instruction's semantics do with flags. */
 export class Flags {
   constructor(readonly f: Func) {}
@@ -64,14 +67,7 @@ export class Flags {
    * Flags of `op` on `a` and `b` with result `r`, which `compute` sets. Compiled code computes them when
    * somebody looks.
    */
-  flagsLater(
-    _op: "shl" | "shr" | "sar" | "imul" | "inc" | "dec",
-    _a: Expr,
-    _b: Expr,
-    _r: Expr,
-    _size: Size,
-    compute: () => void,
-  ): void {
+  flagsLater(_op: LaterOperation, _a: Expr, _b: Expr, _r: Expr, _size: Size, compute: () => void): void {
     compute();
   }
 

@@ -4,6 +4,7 @@
  */
 import { Context, type Operand, running, type Variant } from "../context.ts";
 import { FLAG_OP, jumpCacheEntry, pendingFlags } from "../core.ts";
+import type { LaterOperation } from "../flags.ts";
 import { HELPER } from "../helpers.ts";
 import {
   BUDGET,
@@ -11,7 +12,6 @@ import {
   DS,
   ES,
   EXIT,
-  JUMP_CACHE,
   RECORD,
   REG,
   RETURN_DEPTH,
@@ -269,14 +269,7 @@ export class JitContext extends Context {
     else super.flagsLogic(r, size);
   }
 
-  override flagsLater(
-    op: "shl" | "shr" | "sar" | "imul" | "inc" | "dec",
-    a: Expr,
-    b: Expr,
-    r: Expr,
-    size: Size,
-    compute: () => void,
-  ): void {
+  override flagsLater(op: LaterOperation, a: Expr, b: Expr, r: Expr, size: Size, compute: () => void): void {
     if (this.pendingFlags && !this.settling) this.pend(FLAG_OP[op], a, b, r, size);
     else compute();
   }
@@ -485,12 +478,12 @@ export class JitContext extends Context {
   private callThroughJumpCache(target: Expr): Expr {
     const { f, region } = this;
     const code = f.local(I32);
-    const { entry, hit } = jumpCacheEntry(f, target);
+    const cached = jumpCacheEntry(f, target);
     f.if(
-      i32.and(hit, running(region.budget)),
+      i32.and(cached.hit, running(region.budget)),
       () => {
         f.store(8, zeroAddress, REG.vbase, i64.and(target, c64(-4096)));
-        const record = f.let(i32.load(entry, JUMP_CACHE + 8));
+        const record = f.let(cached.record);
         f.set(code, f.callIndirect(this.core.handlerType, I32, i32.load(record), record));
       },
       () => f.set(code, f.call(this.core.dispatch, target)),

@@ -8,7 +8,6 @@ import { PLAIN, running } from "../context.ts";
 import { type Core, jumpCacheEntry } from "../core.ts";
 import {
   CURRENT,
-  JUMP_CACHE,
   RECORD,
   RECORD_BYTES,
   REG,
@@ -91,10 +90,10 @@ class Emitter {
   /** Goes to `target`, all else being written back: to compiled code straight away. */
   private leave(): void {
     const { f, shared, core } = this;
-    const { entry, hit } = jumpCacheEntry(f, shared.target);
-    f.if(i32.and(hit, running(shared.budget)), () => {
+    const cached = jumpCacheEntry(f, shared.target);
+    f.if(i32.and(cached.hit, running(shared.budget)), () => {
       f.store(8, zeroAddress, REG.vbase, i64.and(shared.target, c64(-4096)));
-      const record = f.let(i32.load(entry, JUMP_CACHE + 8));
+      const record = f.let(cached.record);
       f.returnCallIndirect(core.handlerType, i32.load(record), record);
     });
     f.returnCall(core.dispatch, shared.target);
@@ -301,9 +300,9 @@ class Emitter {
   private goInside(rip: Expr): void {
     const { f, shared, region } = this;
     if (!this.dispatcher) return;
-    const { entry, hit } = jumpCacheEntry(f, rip);
-    f.if(i32.and(hit, running(shared.budget)), () => {
-      const record = f.let(i32.load(entry, JUMP_CACHE + 8));
+    const cached = jumpCacheEntry(f, rip);
+    f.if(i32.and(cached.hit, running(shared.budget)), () => {
+      const record = f.let(cached.record);
       const distance = region.pages.size > 1 ? i64.load32_s(record, ENTRY_PAGE) : c64(0);
       const page = i64.add(shared.vbase, distance);
       const ours = i32.eq(i32.load(record), c32(this.slot));

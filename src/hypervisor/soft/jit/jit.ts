@@ -27,25 +27,15 @@ const PATIENCE = 6;
  */
 export const MAX_REGIONS = 8192;
 
-interface Request {
-  readonly record: number;
-  readonly region: Region;
-}
-
 interface Compiled {
-  readonly slot: number;
-  /** Counting records that the region stands in; a later one may have taken its place in some. */
-  readonly entries: readonly number[];
-  /** How many of them it still stands in. */
-  standing: number;
-  readonly instructions: number;
   readonly region: Region;
+  readonly slot: number;
+  /** In how many of its entries it stands; a later region may have taken its place in some. */
+  standing: number;
 }
-
-const instructionsOf = (region: Region): number => region.blocks.reduce((n, b) => n + b.insns.length, 0);
 
 export class Jit {
-  private requests: Request[] = [];
+  private requests: Region[] = [];
   /** When the oldest request came. */
   private since = 0;
   private readonly live = new Map<number, Compiled>();
@@ -82,7 +72,7 @@ export class Jit {
       return;
     }
     if (requests.length === 0) this.since = performance.now();
-    requests.push({ record, region });
+    requests.push(region);
     // Tests that compile at once are not to wait for more.
     if (requests.length >= ((this.fixed ?? HOT) < BATCH ? 1 : BATCH)) this.compile();
   }
@@ -94,7 +84,7 @@ export class Jit {
 
   /** Instructions of the region in a table slot; undefined: none is there. */
   compiled(slot: number): number | undefined {
-    return this.live.get(slot)?.instructions;
+    return this.live.get(slot)?.region.instructions;
   }
 
   /** Called at every exit to the run loop: compiles what has waited long enough. */
@@ -109,8 +99,8 @@ export class Jit {
     const { m, core } = interpreter.extension();
     const done: { region: Region; slot: number }[] = [];
     const covered = new Set<number>();
-    for (const { record, region } of this.requests) {
-      if (covered.has(record)) continue;
+    for (const region of this.requests) {
+      if (covered.has(region.entries[0]!.start)) continue;
       const slot = this.isGood(region) ? interpreter.allocate() : undefined;
       if (slot === undefined) {
         this.failed++;
@@ -121,7 +111,7 @@ export class Jit {
       m.slot(f, slot);
       done.push({ region, slot });
       for (const block of region.blocks) covered.add(block.start);
-      this.instructions += instructionsOf(region);
+      this.instructions += region.instructions;
     }
     this.requests = [];
     if (done.length > 0) interpreter.instantiate(m);
@@ -154,14 +144,7 @@ export class Jit {
 
   private install(region: Region, slot: number): void {
     const { state } = this;
-    const entries = region.entries.map((b) => b.start);
-    const compiled = {
-      slot,
-      entries,
-      standing: entries.length,
-      instructions: instructionsOf(region),
-      region,
-    };
+    const compiled = { region, slot, standing: region.entries.length };
     this.live.set(slot, compiled);
     state.bytes[REGION_LIVE + slot] = 1;
     // No page is where this says.
@@ -197,15 +180,15 @@ export class Jit {
 
   private free(compiled: Compiled): void {
     const { state, interpreter } = this;
-    const { slot, entries, region } = compiled;
+    const { region, slot } = compiled;
     this.live.delete(slot);
     for (const page of region.pages.values()) this.byPage.get(page)?.delete(compiled);
     state.bytes[REGION_LIVE + slot] = 0;
-    for (const record of entries) {
-      if (state.get(record + RECORD.slot) !== slot) continue;
-      state.set(record + RECORD.slot, interpreter.pseudo.count);
+    for (const { start } of region.entries) {
+      if (state.get(start + RECORD.slot) !== slot) continue;
+      state.set(start + RECORD.slot, interpreter.pseudo.count);
       // It has been hot before.
-      state.set(record + RECORD.countdown, Math.floor(this.executions(region.user) / 2));
+      state.set(start + RECORD.countdown, Math.floor(this.executions(region.user) / 2));
     }
     interpreter.release(slot);
   }

@@ -69,6 +69,7 @@ export interface Region {
   readonly pages: ReadonlyMap<number, number>;
   /** It runs at CPL 3. */
   readonly user: boolean;
+  readonly instructions: number;
 }
 
 /** Decoded code as it is mapped around a block, in distances from its page. */
@@ -94,7 +95,7 @@ const pageOf = (distance: number): number => distance & ~0xfff;
 class Finder {
   readonly byPlace = new Map<number, RegionBlock>();
   readonly pages = new Map<number, number>();
-  private instructions = 0;
+  instructions = 0;
 
   constructor(
     private readonly state: State,
@@ -217,7 +218,7 @@ export function findRegion(
 ): Region | undefined {
   const finder = new Finder(state, interpreter, code, heat);
   if (!finder.grow(start)) return undefined;
-  const { byPlace, pages } = finder;
+  const { byPlace, pages, instructions } = finder;
   const [first] = byPlace.values();
   const entries = [first!];
   const countsExecutions = (b: RegionBlock) =>
@@ -240,7 +241,7 @@ export function findRegion(
   entries.forEach((b, n) => {
     b.entry = n;
   });
-  return { entries, blocks, byPlace, pages, user: code.user };
+  return { entries, blocks, byPlace, pages, user: code.user, instructions };
 }
 
 /** Where a block's own edges lead inside the region. Another function's call returns to the next instruction. */
