@@ -62,6 +62,16 @@ export const NOP = code("90 | nop");
 export const HLT = code("f4 | hlt");
 /** Tells the test that the guest is set up. */
 export const READY = code("e6 f2 | out 0xf2, al");
+/** Sleeps until interrupts have counted [RDI] up to RBX. One that comes after the look wakes the HLT: STI holds it off. */
+export const SLEEP_UNTIL_COUNTED = code(`
+           | again:
+  fa       | cli
+  48 39 1f | cmp [rdi], rbx
+  73 04    | jae $+6
+  fb       | sti
+  f4       | hlt
+  eb f6    | jmp again
+`);
 
 /** Outcome of {@link ApicGuest.start}. */
 export interface Seen {

@@ -13,6 +13,7 @@ import {
   PERIODIC,
   READY,
   redirect,
+  SLEEP_UNTIL_COUNTED,
   STI,
   selfIpi,
   show,
@@ -270,31 +271,15 @@ test("200 edges from another thread, each raised when the one before has been se
   const device = await DeviceThread.start(guest.memory);
   try {
     const times = 200;
-    const seen = run(
-      [
-        ...redirect(6, 0x46),
-        ...READY,
-        ...STI,
-        ...code(`
-                   | again:
-          fa       | cli
-          48 39 1f | cmp [rdi], rbx
-          73 04    | jae $+6
-          fb       | sti
-          f4       | hlt
-          eb f6    | jmp again
-        `),
-      ],
-      {
-        regs: { [RDI]: DATA, [RBX]: times },
-        onOut: () => device.send({ kind: "rally", gsi: 6, gpa: guest.physical(DATA), times }),
-        onTrap: () => {
-          guest.write64(DATA, guest.read64(DATA) + 1n);
-          eoi();
-          return true;
-        },
+    const seen = run([...redirect(6, 0x46), ...READY, ...STI, ...SLEEP_UNTIL_COUNTED], {
+      regs: { [RDI]: DATA, [RBX]: times },
+      onOut: () => device.send({ kind: "rally", gsi: 6, gpa: guest.physical(DATA), times }),
+      onTrap: () => {
+        guest.write64(DATA, guest.read64(DATA) + 1n);
+        eoi();
+        return true;
       },
-    );
+    });
     expect(seen.vectors.length).toBe(times);
   } finally {
     device.stop();

@@ -12,6 +12,7 @@ import {
   MASKED,
   NOP,
   READY,
+  SLEEP_UNTIL_COUNTED,
   STI,
   SVR,
   selfIpi,
@@ -181,31 +182,15 @@ test("200 edges from another thread through the slave: none is lost", async () =
   const device = await DeviceThread.start(guest.memory);
   try {
     const times = 200;
-    const seen = run(
-      [
-        ...INITIALIZE,
-        ...READY,
-        ...STI,
-        ...code(`
-                   | again:
-          fa       | cli
-          48 39 1f | cmp [rdi], rbx
-          73 04    | jae $+6
-          fb       | sti
-          f4       | hlt
-          eb f6    | jmp again
-        `),
-      ],
-      {
-        regs: { [RDI]: DATA, [RBX]: times },
-        onOut: () => device.send({ kind: "rally", gsi: 10, gpa: guest.physical(DATA), times }),
-        onTrap: () => {
-          guest.write64(DATA, guest.read64(DATA) + 1n);
-          for (const port of [0xa0, 0x20]) guest.vcpu.cpu.bus.pioWrite(port, 1, 0x20);
-          return true;
-        },
+    const seen = run([...INITIALIZE, ...READY, ...STI, ...SLEEP_UNTIL_COUNTED], {
+      regs: { [RDI]: DATA, [RBX]: times },
+      onOut: () => device.send({ kind: "rally", gsi: 10, gpa: guest.physical(DATA), times }),
+      onTrap: () => {
+        guest.write64(DATA, guest.read64(DATA) + 1n);
+        for (const port of [0xa0, 0x20]) guest.vcpu.cpu.bus.pioWrite(port, 1, 0x20);
+        return true;
       },
-    );
+    });
     expect(seen.vectors.length).toBe(times);
   } finally {
     device.stop();
