@@ -41,6 +41,11 @@ export interface DeviceServices {
   readonly asyncDisks: typeof import("./async-disk.ts") | undefined;
 }
 
+function loaded<T>(code: T | undefined, what: string): T {
+  if (code === undefined) throw new Error(`the code of ${what} was not loaded`);
+  return code;
+}
+
 export class VirtioDevices {
   private readonly blocks = new Map<string, BlockDevice>();
   private readonly rings = new Map<string, DiskRing>();
@@ -56,9 +61,8 @@ export class VirtioDevices {
     switch (plan.kind) {
       case "block": {
         if (plan.ioEngine === "Async") {
-          if (this.services.asyncDisks === undefined)
-            throw new Error("the code of asynchronous drives was not loaded");
-          this.rings.set(plan.id, new this.services.asyncDisks.DiskRing(epoll));
+          const { DiskRing } = loaded(this.services.asyncDisks, "asynchronous drives");
+          this.rings.set(plan.id, new DiskRing(epoll));
         }
         const device = new BlockDevice({
           driveId: plan.id,
@@ -74,21 +78,17 @@ export class VirtioDevices {
         return device;
       }
       case "net": {
-        const { makeNet, mmds } = this.services;
-        if (makeNet === undefined) throw new Error("the code of the network was not loaded");
-        const device = makeNet(plan.net, epoll, timers, mmds);
+        const makeNet = loaded(this.services.makeNet, "the network");
+        const device = makeNet(plan.net, epoll, timers, this.services.mmds);
         this.nets.set(plan.net.id, device);
         return device;
       }
       case "vsock": {
-        if (this.services.makeVsock === undefined) throw new Error("the code of vsock was not loaded");
-        this.vsock = this.services.makeVsock(plan.vsock, epoll, timers, log);
+        this.vsock = loaded(this.services.makeVsock, "vsock")(plan.vsock, epoll, timers, log);
         return this.vsock;
       }
       case "balloon":
-        if (this.services.makeBalloon === undefined)
-          throw new Error("the code of the balloon was not loaded");
-        this.balloon = this.services.makeBalloon(plan.balloon, timers);
+        this.balloon = loaded(this.services.makeBalloon, "the balloon")(plan.balloon, timers);
         return this.balloon.device;
       case "rng":
         this.entropy = new RngDevice({ fillRandom, timers, rateLimiter: plan.rateLimiter });
