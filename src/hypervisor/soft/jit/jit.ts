@@ -7,18 +7,19 @@ import { ENTRY_NUMBER, ENTRY_PAGE, emitRegion } from "./emit.ts";
 import { type CodeView, findRegion, type Region } from "./region.ts";
 
 /**
- * Executions of a block before it is compiled. A boot is fastest around this value: half as many regions
- * compiled save no interpreted time worth their compilation, twice as many cost more than they save. Programs run
- * their loops for longer than a booting kernel.
+ * Executions of a block before it is compiled, for kernel code that is decoded before the first program runs, and for
+ * all other. A boot is fastest around this value: half as many regions compiled save no interpreted time worth their
+ * compilation, twice as many cost more than they save. What runs later runs for longer, and what the kernel does once
+ * for each frame or disk request would take 20,000 of them to be compiled.
  */
-export const HOT = 20_000;
-const HOT_AT_CPL_3 = 3_000;
+export const HOT_IN_BOOT = 20_000;
+const HOT = 2_000;
 /**
  * Regions compiled as one module. The engine compiles modules on threads that also optimise earlier code, so
  * each one waits about a millisecond for its turn: together they wait once.
  */
 const BATCH = 12;
-/** Milliseconds after which an incomplete batch is compiled. */
+/** Milliseconds between the end of a batch and the next, unless that is full. */
 const PATIENCE = 6;
 
 /**
@@ -36,8 +37,10 @@ interface Compiled {
 
 export class Jit {
   private requests: Region[] = [];
-  /** When the oldest request came. */
-  private since = 0;
+  /** When the last batch was done. */
+  private compiledAt = 0;
+  /** Code of a program has been decoded. */
+  private booted = false;
   private readonly live = new Map<number, Compiled>();
   /** By the address of a physical page: what has code of it. */
   private readonly byPage = new Map<number, Set<Compiled>>();
@@ -54,7 +57,7 @@ export class Jit {
   constructor(
     private readonly state: State,
     private readonly interpreter: Interpreter,
-    /** Executions of a block before it is compiled, if they are not {@link HOT}. Tests set 1. */
+    /** Executions of any block before it is compiled. Tests set 1. */
     private readonly fixed?: number,
     private readonly maxRegions = MAX_REGIONS,
   ) {}
@@ -71,25 +74,29 @@ export class Jit {
       this.failed++;
       return;
     }
-    if (requests.length === 0) this.since = performance.now();
     requests.push(region);
     // Tests that compile at once are not to wait for more.
     if (requests.length >= ((this.fixed ?? HOT) < BATCH ? 1 : BATCH)) this.compile();
   }
 
-  /** Executions of a block before it is compiled. */
+  /** Executions of a block that is decoded now before it is compiled. */
   executions(user: boolean): number {
-    return this.fixed ?? (user ? HOT_AT_CPL_3 : HOT);
+    this.booted ||= user;
+    return this.fixed ?? (this.booted ? HOT : HOT_IN_BOOT);
   }
 
-  /** Instructions of the region in a table slot; undefined: none is there. */
-  compiled(slot: number): number | undefined {
-    return this.live.get(slot)?.region.instructions;
+  hasRun(countdown: number): boolean {
+    const { fixed } = this;
+    return fixed === undefined ? countdown !== HOT && countdown !== HOT_IN_BOOT : countdown !== fixed;
   }
 
-  /** Called at every exit to the run loop: compiles what has waited long enough. */
+  isCompiled(slot: number): boolean {
+    return this.live.has(slot);
+  }
+
+  /** Called at every exit to the run loop: compiles what has been asked for if the last batch is long ago. */
   tick(): void {
-    if (this.requests.length > 0 && performance.now() - this.since >= PATIENCE) this.compile();
+    if (this.requests.length > 0 && performance.now() - this.compiledAt >= PATIENCE) this.compile();
   }
 
   private compile(): void {
@@ -117,7 +124,8 @@ export class Jit {
     if (done.length > 0) interpreter.instantiate(m);
     for (const { region, slot } of done) this.install(region, slot);
     this.regions += done.length;
-    const time = performance.now() - started;
+    this.compiledAt = performance.now();
+    const time = this.compiledAt - started;
     this.time += time;
     this.longest = Math.max(this.longest, time);
   }

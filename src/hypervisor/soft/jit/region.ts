@@ -82,12 +82,12 @@ export interface CodeView {
   find(distance: number): number;
 }
 
-/** When a block is compiled, and what is compiled already. */
+/** What has run, and what is compiled already. */
 export interface Heat {
-  /** Executions of a block before it is compiled. */
-  executions(user: boolean): number;
-  /** Instructions of the region that stands in a record with this slot; undefined: none does. */
-  compiled(slot: number): number | undefined;
+  /** False for the countdown of a block that has not run since it was decoded or compiled inside a region. */
+  hasRun(countdown: number): boolean;
+  /** A region stands in a record with this slot. */
+  isCompiled(slot: number): boolean;
 }
 
 const pageOf = (distance: number): number => distance & ~0xfff;
@@ -122,18 +122,12 @@ class Finder {
     return true;
   }
 
-  /**
-   * False for a block that has run too seldom to matter beside the region's first, and for one that a large region
-   * begins with: going there costs little beside what it does.
-   */
+  /** False for a block that has not run, and for one that a region begins with. */
   private belongs(start: number): boolean {
     const { state, heat } = this;
     const slot = state.get(start + RECORD.slot);
-    const size = heat.compiled(slot);
-    if (size !== undefined) return size <= ABSORBED;
-    if (slot !== this.interpreter.pseudo.count) return true;
-    const hot = heat.executions(this.code.user);
-    return state.get(start + RECORD.countdown) <= hot - hot / WARM;
+    if (heat.isCompiled(slot)) return false;
+    return slot !== this.interpreter.pseudo.count || heat.hasRun(state.get(start + RECORD.countdown));
   }
 
   private add(at: number, start: number): RegionBlock | undefined {
@@ -202,11 +196,6 @@ class Finder {
     };
   }
 }
-
-/** Instructions of the regions that are taken in by later ones. */
-const ABSORBED = 0;
-/** A block is taken in if it has run at least a WARM-th as often as a hot one. */
-const WARM = 20000;
 
 /** Builds the region around the block at `start`; undefined if that block cannot be compiled. */
 export function findRegion(
