@@ -10,7 +10,7 @@ const HOLE = 0x10_0000 - 0x9_fc00;
 test.each([2 * MIB, 128 * MIB, 3 * GIB - 4096, 3 * GIB, 3 * GIB + 4096, 64 * GIB])(
   "RAM of %d bytes adds up, in order and without overlap",
   (size) => {
-    const map = e820Map(memoryRegions(size, 0));
+    const map = e820Map(memoryRegions(size));
     const ram = map.filter((e) => e.type === E820_RAM).reduce((sum, e) => sum + e.size, 0);
     expect(ram + HOLE).toBe(size);
     for (let i = 1; i < map.length; i++) {
@@ -21,7 +21,7 @@ test.each([2 * MIB, 128 * MIB, 3 * GIB - 4096, 3 * GIB, 3 * GIB + 4096, 64 * GIB
 );
 
 test("128 MiB, entry by entry", () => {
-  expect(e820Map(memoryRegions(128 * MIB, 0))).toEqual([
+  expect(e820Map(memoryRegions(128 * MIB))).toEqual([
     { addr: 0, size: 0x9_fc00, type: E820_RAM },
     { addr: 0x9_fc00, size: 0x6_0400, type: E820_RESERVED },
     { addr: 0x10_0000, size: 127 * MIB, type: E820_RAM },
@@ -30,5 +30,5 @@ test("128 MiB, entry by entry", () => {
 });
 
 test("RAM above 3 GiB continues at 4 GiB", () => {
-  expect(e820Map(memoryRegions(5 * GIB, 0)).at(-1)).toEqual({ addr: 4 * GIB, size: 2 * GIB, type: E820_RAM });
+  expect(e820Map(memoryRegions(5 * GIB)).at(-1)).toEqual({ addr: 4 * GIB, size: 2 * GIB, type: E820_RAM });
 });

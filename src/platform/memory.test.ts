@@ -4,7 +4,17 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SystemError } from "./errno.ts";
 import { closeFile, openFile } from "./files.ts";
-import { adviseMemory, Mapping, mapFilePrivately, mapZeros, misalignment } from "./memory.ts";
+import {
+  addressOf,
+  adviseMemory,
+  Mapping,
+  mapFilePrivately,
+  mapZeros,
+  memoryAt,
+  misalignment,
+  reserveMemory,
+  unmapAt,
+} from "./memory.ts";
 
 const PAGE = 4096;
 
@@ -50,6 +60,19 @@ test("anonymous memory is zero, page aligned, and forgets its content when told"
   expect([0, PAGE, 2 * PAGE - 1, 2 * PAGE].map((at) => mapping.bytes[at])).toEqual([1, 0, 0, 1]);
   expect(() => adviseMemory(mapping.bytes.subarray(5), "dontNeed")).toThrow("Invalid argument");
   mapping.unmap();
+});
+
+test("reserved memory lies where it was asked for, beyond what one ArrayBuffer holds, and is one everywhere", () => {
+  const [size, alignment] = [20 * 2 ** 30, 2 ** 21];
+  const address = reserveMemory(size, alignment);
+  expect(address % alignment).toBe(0);
+  const last = memoryAt(address + size - 2 ** 31, 2 ** 31);
+  expect(addressOf(last)).toBe(address + size - 2 ** 31);
+  expect([last[0], last[2 ** 31 - 1]]).toEqual([0, 0]);
+  last[2 ** 31 - 1] = 7;
+  expect(memoryAt(address + size - 5, 5)).toEqual(Uint8Array.of(0, 0, 0, 0, 7));
+  unmapAt(address, size);
+  expect(() => reserveMemory(2 ** 47, alignment)).toThrow(SystemError);
 });
 
 test("zeros over a privately mapped file stay, where advice would bring the file back", () => {

@@ -69,7 +69,37 @@ export class Mapping {
   }
 }
 
-/** Takes away a {@link Mapping} of a thread that is gone, by its `at` and length. Throws {@link SystemError}. */
+/**
+ * `size` zero bytes, however many, at a multiple of `alignment` (a power of two, at least a page): their address, for
+ * {@link memoryAt} on any thread and for {@link unmapAt}. Host memory is taken when they are first touched. Throws
+ * {@link SystemError}.
+ */
+export function reserveMemory(size: number, alignment: number): number {
+  const { mmap } = libcKvm();
+  const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const start = mmap(0, size + alignment, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (typeof start !== "number" || start >= ADDRESS_LIMIT) throw new SystemError("mmap", lastErrno());
+  const address = Math.ceil(start / alignment) * alignment;
+  if (address > start) unmapAt(start, address - start);
+  const rest = start + alignment - address;
+  if (rest > 0) unmapAt(address + size, rest);
+  return address;
+}
+
+/**
+ * The `length` bytes (at most 2 GiB) at `address`, which must be mapped and must not be used any more once they are
+ * not.
+ */
+export function memoryAt(address: number, length: number): Uint8Array {
+  return new Uint8Array(toArrayBuffer(address as Pointer, 0, length));
+}
+
+/** Where `bytes` lie. */
+export function addressOf(bytes: Uint8Array): number {
+  return ptr(bytes);
+}
+
+/** Takes away what lies mapped at `address`. Throws {@link SystemError}. */
 export function unmapAt(address: number, length: number): void {
   check(libcKvm().munmap(address as Pointer, length), "munmap");
 }

@@ -5,9 +5,12 @@ import { ConfigError } from "./config-error.ts";
 export const ACCELERATORS = ["auto", "kvm", "soft"] as const;
 export type Accelerator = (typeof ACCELERATORS)[number];
 
-/** What a backend can be so far. Memory: one WebAssembly memory of 4 GiB, less what lies in it beside guest RAM. */
+/**
+ * What a backend can be so far. The software CPU has all of RAM in its WebAssembly memory; on KVM the host sets the limit,
+ * when the memory is made.
+ */
 const LIMITS = {
-  kvm: { name: "KVM", vcpus: 32, memMib: 4093 },
+  kvm: { name: "KVM", vcpus: 32, memMib: Number.POSITIVE_INFINITY },
   soft: { name: "the software CPU", vcpus: 1, memMib: 3072 },
 } as const;
 
@@ -49,7 +52,8 @@ export async function kvmProblem(): Promise<KvmProblem | undefined> {
 async function systemProblem(): Promise<string | undefined> {
   const { KvmSystem, KvmUnavailable } = await import("../hypervisor/kvm/system.ts");
   try {
-    KvmSystem.open().close();
+    // For the machine, if it comes to that.
+    KvmSystem.openAhead();
     return undefined;
   } catch (error) {
     if (error instanceof KvmUnavailable) return error.message;

@@ -10,6 +10,7 @@ import { ConfigError } from "./config-error.ts";
 /** `cpuidFilter`: the last word on each vCPU's CPUID. */
 export function createKvmBackend(cpuidFilter?: CpuidFilter): Backend {
   return {
+    leavesGuest: true,
     createMemory,
     irqLine: (memory, gsi) => new KvmMachine(memory).irqLine(gsi),
     // KVM watches guest memory by itself.
@@ -20,9 +21,9 @@ export function createKvmBackend(cpuidFilter?: CpuidFilter): Backend {
     async load() {
       await import("../hypervisor/kvm/vcpu.ts");
     },
-    async createVcpu({ memory, ramBytes, index, smt, pio, mmio, onPaused }) {
+    async createVcpu({ memory, index, smt, pio, mmio, onPaused }) {
       const { KvmVcpu } = await import("../hypervisor/kvm/vcpu.ts");
-      return new KvmVcpu({ memory, ramBytes, index, smt, pio, mmio, onPaused, cpuidFilter });
+      return new KvmVcpu({ memory, index, smt, pio, mmio, onPaused, cpuidFilter });
     },
     ioEvent: (memory, gpa, value) => new KvmMachine(memory).ioEvent(gpa, value),
     release: (memory) => new KvmMachine(memory).close(),

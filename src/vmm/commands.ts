@@ -9,7 +9,7 @@ import type { MmdsMetrics } from "../mmds/mmds.ts";
 import type { RateLimiterConfig } from "../ratelimit/rate-limiter.ts";
 import { CONTROL_COMMAND, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import type { OpenDisk } from "./file-disk.ts";
-import type { BufferRange } from "./reclaim.ts";
+import type { HostRange } from "./reclaim.ts";
 
 /** Counters of the devices since the machine was built. */
 export interface DeviceMetrics {
@@ -53,7 +53,7 @@ export type VmmRequest =
   | { readonly kind: "hinting-start"; readonly acknowledge: boolean }
   | { readonly kind: "hinting-stop" }
   /** Guest RAM where files are mapped: see `MemoryReclaim`. */
-  | { readonly kind: "file-ranges"; readonly ranges: readonly BufferRange[] }
+  | { readonly kind: "file-ranges"; readonly ranges: readonly HostRange[] }
   /** Replace the metadata. */
   | { readonly kind: "metadata"; readonly data: unknown }
   /** Finish what the guest, which is paused, has asked of its drives. */

@@ -3,9 +3,10 @@
 import { type ByteSource, bufferSource } from "../boot/byte-source.ts";
 import { SystemError } from "../platform/errno.ts";
 import { closeFile, fileStatus, openFile, readAt } from "../platform/files.ts";
+import { addressOf } from "../platform/memory.ts";
 import { ConfigError } from "./config-error.ts";
 import { mapLaidOut, pageRuns } from "./laid-out-kernel.ts";
-import type { BufferRange } from "./reclaim.ts";
+import type { HostRange } from "./reclaim.ts";
 import type { FileSource } from "./spec.ts";
 
 /** Opens a kernel or initrd. Throws {@link ConfigError} that begins with `sentence`. */
@@ -41,7 +42,7 @@ export function fileSource(file: FileSource): ByteSource {
 export function kernelSource(
   file: FileSource,
   cacheDir: string,
-  onMapped?: (ranges: BufferRange[]) => void,
+  onMapped?: (ranges: HostRange[]) => void,
 ): ByteSource {
   return {
     ...fileSource(file),
@@ -51,8 +52,8 @@ export function kernelSource(
       // Also after a failure: it may have come in the middle.
       onMapped?.(
         runs.map(({ start, end }) => {
-          const offset = memory.offset(start, end - start);
-          return { start: offset, end: offset + end - start };
+          const address = addressOf(memory.slice(start, end - start));
+          return { start: address, end: address + end - start };
         }),
       );
       return placed;

@@ -16,9 +16,10 @@ import { join } from "node:path";
 import { loadElf } from "../boot/elf.ts";
 import { filled, MIB, makeElf, u64 } from "../boot/test-images.ts";
 import { GuestMemory } from "../memory/guest-memory.ts";
+import { addressOf } from "../platform/memory.ts";
 import { kernelSource } from "./file-source.ts";
 import { mapLaidOut, pageRuns } from "./laid-out-kernel.ts";
-import { type BufferRange, MemoryReclaim } from "./reclaim.ts";
+import { type HostRange, MemoryReclaim } from "./reclaim.ts";
 
 const dir = mkdtempSync(join(tmpdir(), "sparkler-laid-out-"));
 afterAll(() => rmSync(dir, { recursive: true }));
@@ -95,17 +96,18 @@ test("a kernel is the same mapped as read, and the second guest has the first on
 test("where it is mapped is told, so that pages given to the host do not show the file again", () => {
   const path = kernelFile("told");
   const memory = guestMemory();
-  const told: BufferRange[] = [];
+  const told: HostRange[] = [];
   const fd = openSync(path, "r");
   loadElf(
     memory,
     kernelSource({ fd, path }, join(dir, "told-cache"), (ranges) => told.push(...ranges)),
   );
   closeSync(fd);
+  const ram = addressOf(memory.slice(0, 1));
   expect(told).toEqual([
-    { start: BASE + MIB, end: BASE + 3 * MIB + 4096 },
-    { start: BASE + 6 * MIB, end: BASE + 6 * MIB + 8192 },
-    { start: BASE + 6 * MIB + 12_288, end: BASE + 6 * MIB + 16_384 },
+    { start: ram + MIB, end: ram + 3 * MIB + 4096 },
+    { start: ram + 6 * MIB, end: ram + 6 * MIB + 8192 },
+    { start: ram + 6 * MIB + 12_288, end: ram + 6 * MIB + 16_384 },
   ]);
   const reclaim = new MemoryReclaim();
   reclaim.addFileRanges(told);

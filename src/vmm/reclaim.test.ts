@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { closeFile, openFile } from "../platform/files.ts";
-import { mapFilePrivately } from "../platform/memory.ts";
+import { addressOf, mapFilePrivately } from "../platform/memory.ts";
 import { MemoryReclaim } from "./reclaim.ts";
 
 const PAGE = 4096;
@@ -27,7 +27,7 @@ test("memory of a guest goes back to the host and reads as zeros, where a file w
     closeFile(fd);
     expect(bytes[MIB]).toBe(7);
     const reclaim = new MemoryReclaim();
-    reclaim.addFileRanges([{ start: MIB, end: MIB + 4 * PAGE }]);
+    reclaim.addFileRanges([{ start: addressOf(bytes) + MIB, end: addressOf(bytes) + MIB + 4 * PAGE }]);
 
     const before = resident();
     reclaim.discard(bytes.subarray(32 * MIB));

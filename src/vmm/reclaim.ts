@@ -1,18 +1,18 @@
 /** Gives host memory under guest RAM back to the host. */
 
-import { adviseMemory, mapZeros } from "../platform/memory.ts";
+import { addressOf, adviseMemory, mapZeros } from "../platform/memory.ts";
 
-/** Bytes of the guest memory's buffer from `start` to before `end`, whole pages. */
-export interface BufferRange {
+/** Memory of this process by its addresses, from `start` to before `end`, whole pages. */
+export interface HostRange {
   readonly start: number;
   readonly end: number;
 }
 
 export class MemoryReclaim {
-  private readonly fromFiles: BufferRange[] = [];
+  private readonly fromFiles: HostRange[] = [];
 
   /** `ranges` are private mappings of files, which would show the file again if they were only dropped. */
-  addFileRanges(ranges: readonly BufferRange[]): void {
+  addFileRanges(ranges: readonly HostRange[]): void {
     this.fromFiles.push(...ranges);
   }
 
@@ -21,7 +21,7 @@ export class MemoryReclaim {
    * again when they are touched. Throws `SystemError`.
    */
   discard(pages: Uint8Array): void {
-    const start = pages.byteOffset;
+    const start = addressOf(pages);
     const end = start + pages.length;
     const inFile = this.fromFiles.some((range) => start < range.end && range.start < end);
     if (inFile) mapZeros(pages);

@@ -1,10 +1,9 @@
 /** A guest's own driver gives pages to a balloon, on each backend: what it reads and executes there afterwards. */
 
 import { describe, expect, test } from "bun:test";
-import { VIRTIO_MMIO_START } from "../../src/boot/layout.ts";
-import * as mmio from "../../src/devices/virtio/mmio/registers.ts";
-import { at, CC_E, CC_NE } from "../oracle/asm.ts";
+import { at, CC_E } from "../oracle/asm.ts";
 import { type GuestCode, RAX, RBX } from "./guest-code.ts";
+import { GuestQueue } from "./guest-queue.ts";
 import { backendNames } from "./machine.ts";
 import { startGuest } from "./whole-machine.ts";
 
@@ -17,38 +16,10 @@ const SCRATCH = 0x70_0000;
 /** `mov eax, value; ret` */
 const returning = (value: number) => [0xb8, value, 0, 0, 0, 0xc3];
 
-/** Makes device 0 ready with the inflate queue, of 8. */
-function startBalloonDriver(guest: GuestCode): void {
-  const write = (register: number, value: number) => guest.poke(VIRTIO_MMIO_START + register, value);
-  write(mmio.STATUS, 0);
-  write(mmio.STATUS, mmio.STATUS_ACKNOWLEDGE | mmio.STATUS_DRIVER);
-  write(mmio.DRIVER_FEATURES_SEL, 1);
-  write(mmio.DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
-  const ok = mmio.STATUS_ACKNOWLEDGE | mmio.STATUS_DRIVER | mmio.STATUS_FEATURES_OK;
-  write(mmio.STATUS, ok);
-  write(mmio.QUEUE_SEL, 0);
-  write(mmio.QUEUE_NUM, 8);
-  write(mmio.QUEUE_DESC_LOW, RINGS);
-  write(mmio.QUEUE_DRIVER_LOW, RINGS + 0x1000);
-  write(mmio.QUEUE_DEVICE_LOW, RINGS + 0x2000);
-  write(mmio.QUEUE_READY, 1);
-  write(mmio.STATUS, ok | mmio.STATUS_DRIVER_OK);
-}
-
-/** Gives the pages at `addresses` to the balloon with the `count`-th request, and waits for the device. */
-function inflate(guest: GuestCode, count: number, addresses: readonly number[]): void {
+/** Gives the pages at `addresses` to the balloon, and waits for the device. */
+function inflate(guest: GuestCode, queue: GuestQueue, addresses: readonly number[]): void {
   for (const [i, address] of addresses.entries()) guest.poke(PFNS + 4 * i, address / 4096);
-  guest.poke(RINGS, PFNS);
-  guest.poke(RINGS + 8, 4 * addresses.length);
-  guest.poke(RINGS + 0x1000, count << 16);
-  guest.poke(VIRTIO_MMIO_START + mmio.QUEUE_NOTIFY, 0);
-  guest.label(`inflate ${count}`);
-  guest.pause();
-  guest.movImm(RBX, RINGS + 0x2000);
-  guest.load32(RAX, at(RBX));
-  guest.shr(RAX, 16);
-  guest.cmpImm(RAX, count);
-  guest.jcc(CC_NE, `inflate ${count}`);
+  queue.request([{ gpa: PFNS, length: 4 * addresses.length }]);
 }
 
 function pokeBytes(guest: GuestCode, address: number, bytes: readonly number[]): void {
@@ -91,14 +62,19 @@ describe.each(backendNames())("%s", (backend) => {
         guest.label(fine);
       };
       guest.mapGib(3, GAP_DIRECTORY);
-      startBalloonDriver(guest);
+      const queue = new GuestQueue(guest, 0, {
+        desc: RINGS,
+        driver: RINGS + 0x1000,
+        device: RINGS + 0x2000,
+      });
+      queue.start();
       for (let page = 0; page < 4; page++) guest.poke(PAGES + 4096 * page, 0x1234 + page);
       const code = PAGES + 4096 * 8;
       pokeBytes(guest, code, returning(7));
       pokeBytes(guest, code + 4096, returning(5));
       callCode(code, 7);
       callCode(code, 7);
-      inflate(guest, 1, [PAGES + 2 * 4096, PAGES, code]);
+      inflate(guest, queue, [PAGES + 2 * 4096, PAGES, code]);
       check(PAGES, 0);
       check(PAGES + 4096, 0x1235);
       check(PAGES + 2 * 4096, 0);
@@ -109,7 +85,7 @@ describe.each(backendNames())("%s", (backend) => {
       check(PAGES, 99);
       pokeBytes(guest, code, returning(9));
       callCode(code, 9);
-      inflate(guest, 2, [0x1000_0000, code, 0xffff_f000, PAGES]);
+      inflate(guest, queue, [0x1000_0000, code, 0xffff_f000, PAGES]);
       check(PAGES, 0);
       callCode(code, 5);
       guest.print("done\n");

@@ -1,7 +1,7 @@
 /** What only KVM has: event descriptors, its own timers, large memory, kicks, and its ways to fail. */
 
 import { describe, expect, test } from "bun:test";
-import { readdirSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { PDPTE_START } from "../../src/boot/layout.ts";
 import { KvmMachine } from "../../src/hypervisor/kvm/machine.ts";
 import type { Segment } from "../../src/hypervisor/types.ts";
@@ -142,8 +142,8 @@ describe.skipIf(reason !== undefined)("KVM", () => {
       .map(() => Mapping.anonymous(gibPerMapping * GIB));
     await withMachine("kvm", ({ memory, wasm, run }) => {
       const { vm } = new KvmMachine(wasm);
-      for (const [i, { bytes }] of mappings.entries()) {
-        vm.setMemory(7 + i, (first + i * gibPerMapping) * GIB, bytes);
+      for (const [i, { at }] of mappings.entries()) {
+        vm.setMemory(7 + i, (first + i * gibPerMapping) * GIB, gibPerMapping * GIB, at);
       }
       for (const gib of gibs) {
         const directory = 0xe000 + 4096 * gib;
@@ -205,5 +205,30 @@ describe.skipIf(reason !== undefined)("KVM", () => {
     expect(fds()).toBeLessThanOrEqual(before);
     const maps = await Bun.file("/proc/self/maps").text();
     expect(maps.match(/kvm-vcpu/g)).toBeNull();
+  });
+
+  test("RAM above the MMIO gap goes with its machine", async () => {
+    const highBytes = 5 * GIB;
+    /** What is mapped of it; a neighbour may have become one with it. */
+    const mapped = (start: number) =>
+      readFileSync("/proc/self/maps", "utf8")
+        .split("\n")
+        .map((line) => /^(\w+)-(\w+) /.exec(line)?.slice(1) ?? [])
+        .map(([from = "0", to = "0"]) => [Number.parseInt(from, 16), Number.parseInt(to, 16)] as const)
+        .map(([from, to]) => Math.min(to, start + highBytes) - Math.max(from, start))
+        .filter((bytes) => bytes > 0)
+        .reduce((sum, bytes) => sum + bytes, 0);
+    const address = await withMachine(
+      "kvm",
+      ({ memory, run }) => {
+        const { high } = memory.layout;
+        expect(mapped(high!)).toBe(highBytes);
+        expect(run((guest) => guest.finish())).toEqual({ kind: "stopped" });
+        return high!;
+      },
+      3 * GIB + highBytes,
+    );
+    // Something else may be mapped there since, but not that much.
+    expect(mapped(address)).toBeLessThan(highBytes / 2);
   });
 });

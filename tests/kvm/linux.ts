@@ -12,7 +12,7 @@ import { noKvm } from "./machine.ts";
 const folder =
   process.env.SPARKLER_KVM_LINUX ?? new URL("../../../shared/kvm-linux", import.meta.url).pathname;
 const kernel = join(folder, "vmlinux.xz");
-const BUSYBOX = "/usr/bin/busybox";
+export const BUSYBOX = "/usr/bin/busybox";
 export const BOOT_LIMIT_MS = 240_000;
 
 /** The kernel's needs on a KVM without hardware under it; see the README beside it. */

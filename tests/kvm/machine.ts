@@ -47,8 +47,12 @@ export interface TestMachine {
   readonly mmio: Bus;
   readonly vcpu: Vcpu;
   irqLine(gsi: number): IrqLine;
+  /** Puts the guest into memory and the vCPU at its start. */
+  load(code: (guest: GuestCode) => void, registers?: Partial<BootRegisters>): void;
   /** Loads the guest and runs it until it ends. */
   run(code: (guest: GuestCode) => void, registers?: Partial<BootRegisters>): VcpuEnd;
+  /** Runs what is in memory from where the vCPU stands. */
+  resume(): VcpuEnd;
 }
 
 /** Builds a machine, hands it to `body`, and takes it down. */
@@ -58,11 +62,11 @@ export async function withMachine<T>(
   ramBytes = 4 * 2 ** 20,
 ): Promise<T> {
   const backend = await loadBackend(name);
-  const { memory: wasm, base } = backend.createMemory(ramBytes, 1);
+  const { memory: wasm, base, high } = backend.createMemory(ramBytes, 1);
   const { buffer } = wasm;
   if (!(buffer instanceof SharedArrayBuffer)) throw new Error("memory is not shared");
   try {
-    const memory = new GuestMemory({ buffer, base, size: ramBytes });
+    const memory = new GuestMemory({ buffer, base, size: ramBytes, high });
     writeBootTables(memory, "linux64");
     mapGib(memory, 3, GAP_DIRECTORY);
     mapGib(memory, 4, HIGH_DIRECTORY);
@@ -80,12 +84,16 @@ export async function withMachine<T>(
     });
     const watchdog = new Watchdog(name, wasm);
     await watchdog.ready;
-    const run: TestMachine["run"] = (code, registers) => {
+    const resume = () => watchdog.watch(() => vcpu.run());
+    const load: TestMachine["load"] = (code, registers) => {
       const guest = new GuestCode();
       code(guest);
       memory.write(CODE, guest.assemble(CODE));
       vcpu.setBootRegisters({ ...bootRegisters("linux64", CODE), ...registers });
-      return watchdog.watch(() => vcpu.run());
+    };
+    const run: TestMachine["run"] = (code, registers) => {
+      load(code, registers);
+      return resume();
     };
     try {
       return await body({
@@ -96,7 +104,9 @@ export async function withMachine<T>(
         mmio,
         vcpu,
         irqLine: (gsi) => backend.irqLine(wasm, gsi),
+        load,
         run,
+        resume,
       });
     } finally {
       watchdog.close();

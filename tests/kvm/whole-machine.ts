@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { makeElf, pvhNote, type TestSegment } from "../../src/boot/test-images.ts";
 import { buildMicrovm } from "../../src/vmm/builder.ts";
 import type { Microvm } from "../../src/vmm/microvm.ts";
-import type { BalloonSpec } from "../../src/vmm/spec.ts";
+import type { BalloonSpec, DriveSpec } from "../../src/vmm/spec.ts";
 import { GuestCode } from "./guest-code.ts";
 import { CODE } from "./machine.ts";
 
@@ -17,6 +17,7 @@ export interface WholeMachineOptions {
   readonly memMib?: number;
   readonly entropy?: boolean;
   readonly balloon?: BalloonSpec;
+  readonly drives?: readonly DriveSpec[];
   readonly bootArgs?: string;
   /** The code is 32-bit code, entered by the PVH protocol. */
   readonly pvh?: boolean;
@@ -44,7 +45,7 @@ export async function startGuest(
         kernel: { fd, path },
         initrd: [],
         bootArgs: options.bootArgs,
-        drives: [],
+        drives: options.drives ?? [],
         entropy: options.entropy ?? false,
         balloon: options.balloon,
         serial: { keepTail: true },

@@ -8,6 +8,7 @@ export const KVM_API_VERSION = 12;
 /** System requests. */
 export const KVM_GET_API_VERSION = 0xae00;
 export const KVM_CREATE_VM = 0xae01;
+export const KVM_GET_MSR_INDEX_LIST = 0xc004_ae02;
 export const KVM_CHECK_EXTENSION = 0xae03;
 export const KVM_GET_VCPU_MMAP_SIZE = 0xae04;
 export const KVM_GET_SUPPORTED_CPUID = 0xc008_ae05;
@@ -20,6 +21,12 @@ export const KVM_CREATE_IRQCHIP = 0xae60;
 export const KVM_CREATE_PIT2 = 0x4040_ae77;
 export const KVM_IRQFD = 0x4020_ae76;
 export const KVM_IOEVENTFD = 0x4040_ae79;
+export const KVM_GET_IRQCHIP = 0xc208_ae62;
+export const KVM_SET_IRQCHIP = 0x8208_ae63;
+export const KVM_GET_PIT2 = 0x8070_ae9f;
+export const KVM_SET_PIT2 = 0x4070_aea0;
+export const KVM_SET_CLOCK = 0x4030_ae7b;
+export const KVM_GET_CLOCK = 0x8030_ae7c;
 
 /** vCPU requests. */
 export const KVM_RUN = 0xae80;
@@ -28,12 +35,27 @@ export const KVM_SET_REGS = 0x4090_ae82;
 export const KVM_GET_SREGS = 0x8138_ae83;
 export const KVM_SET_SREGS = 0x4138_ae84;
 export const KVM_TRANSLATE = 0xc018_ae85;
+export const KVM_GET_MSRS = 0xc008_ae88;
 export const KVM_SET_MSRS = 0x4008_ae89;
 export const KVM_SET_FPU = 0x41a0_ae8d;
 export const KVM_GET_LAPIC = 0x8400_ae8e;
 export const KVM_SET_LAPIC = 0x4400_ae8f;
 export const KVM_SET_CPUID2 = 0x4008_ae90;
+export const KVM_GET_CPUID2 = 0xc008_ae91;
+export const KVM_GET_MP_STATE = 0x8004_ae98;
+export const KVM_SET_MP_STATE = 0x4004_ae99;
+export const KVM_GET_VCPU_EVENTS = 0x8040_ae9f;
+export const KVM_SET_VCPU_EVENTS = 0x4040_aea0;
+export const KVM_GET_DEBUGREGS = 0x8080_aea1;
+export const KVM_SET_DEBUGREGS = 0x4080_aea2;
+export const KVM_SET_TSC_KHZ = 0xaea2;
+export const KVM_GET_TSC_KHZ = 0xaea3;
+export const KVM_GET_XSAVE = 0x9000_aea4;
+export const KVM_SET_XSAVE = 0x5000_aea5;
+export const KVM_GET_XCRS = 0x8188_aea6;
+export const KVM_SET_XCRS = 0x4188_aea7;
 export const KVM_KVMCLOCK_CTRL = 0xaead;
+export const KVM_GET_XSAVE2 = 0x9000_aecf;
 
 /** Capabilities. */
 export const KVM_CAP_IRQCHIP = 0;
@@ -50,8 +72,11 @@ export const KVM_CAP_VCPU_EVENTS = 41;
 export const KVM_CAP_DEBUGREGS = 50;
 export const KVM_CAP_XSAVE = 55;
 export const KVM_CAP_XCRS = 56;
+export const KVM_CAP_TSC_CONTROL = 60;
+export const KVM_CAP_GET_TSC_KHZ = 61;
 export const KVM_CAP_TSC_DEADLINE_TIMER = 72;
 export const KVM_CAP_IMMEDIATE_EXIT = 136;
+export const KVM_CAP_XSAVE2 = 208;
 
 /** kvm_run.exit_reason. */
 export const KVM_EXIT = {
@@ -123,6 +148,21 @@ export const KVM_IOEVENTFD_FLAG_DATAMATCH = 1;
 export const PIT_CONFIG_BYTES = 64;
 export const KVM_PIT_SPEAKER_DUMMY = 1;
 
+/** struct kvm_irqchip: u32 chip_id, padding, and the chip's state. */
+export const IRQCHIP_BYTES = 520;
+export const KVM_IRQCHIP_PIC_MASTER = 0;
+export const KVM_IRQCHIP_PIC_SLAVE = 1;
+export const KVM_IRQCHIP_IOAPIC = 2;
+
+/** struct kvm_pit_state2. */
+export const PIT_STATE2_BYTES = 112;
+
+/** struct kvm_clock_data: u64 clock, u32 flags, padding, u64 realtime, host_tsc. */
+export const CLOCK_DATA_BYTES = 48;
+export const CLOCK_FLAGS = 8;
+export const CLOCK_REALTIME = 16;
+export const KVM_CLOCK_REALTIME = 1 << 2;
+
 /** struct kvm_cpuid2: u32 nent, padding, then kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx. */
 export const CPUID2_HEADER = 8;
 export const CPUID_ENTRY2_BYTES = 40;
@@ -191,3 +231,23 @@ export const FPU_MXCSR = 408;
 
 /** struct kvm_lapic_state: the register page. */
 export const LAPIC_BYTES = 1024;
+
+/** struct kvm_mp_state: u32. */
+export const MP_STATE_BYTES = 4;
+export const KVM_MP_STATE_RUNNABLE = 0;
+export const KVM_MP_STATE_UNINITIALIZED = 1;
+export const KVM_MP_STATE_INIT_RECEIVED = 2;
+export const KVM_MP_STATE_HALTED = 3;
+export const KVM_MP_STATE_SIPI_RECEIVED = 4;
+
+/** struct kvm_vcpu_events: exception, interrupt, nmi, u32 sipi_vector, u32 flags, smi, ... */
+export const VCPU_EVENTS_BYTES = 64;
+
+/** struct kvm_debugregs: u64 db[4], dr6, dr7, flags. */
+export const DEBUGREGS_BYTES = 128;
+
+/** struct kvm_xsave: the processor's XSAVE area; KVM_CAP_XSAVE2 is its size where it is more than this. */
+export const XSAVE_BYTES = 4096;
+
+/** struct kvm_xcrs: u32 nr_xcrs, flags, then kvm_xcr: u32 xcr, reserved, u64 value. */
+export const XCRS_BYTES = 392;

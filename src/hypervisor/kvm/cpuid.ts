@@ -266,8 +266,11 @@ function vendorOf(entries: readonly CpuidEntry[]): string {
 }
 
 function text(...words: number[]): string {
-  const bytes = new Uint8Array(Uint32Array.from(words).buffer);
-  return new TextDecoder("latin1").decode(bytes).replace(/\0.*$/s, "");
+  let result = "";
+  for (const word of words) {
+    for (let rest = word; rest !== 0; rest >>>= 8) result += String.fromCharCode(rest & 0xff);
+  }
+  return result;
 }
 
 /** Bits that number `count` things from 0. */

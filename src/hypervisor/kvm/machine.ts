@@ -1,13 +1,14 @@
 /**
- * One machine on KVM as all its threads hold it: guest RAM and, below it in the same memory where no guest address
- * leads, the words that the threads share. Descriptors are the process's, so their numbers are all it takes.
+ * One machine on KVM as all its threads hold it: guest RAM below the MMIO gap and, below that in the same memory where no
+ * guest address leads, the words that the threads share. RAM above the gap is a mapping of its own, which they name. Descriptors are the process's, so their numbers are all it takes.
  */
 
 import type { IrqLine } from "../../devices/types.ts";
-import { memoryRegions } from "../../memory/guest-memory.ts";
+import { type GuestMemoryLayout, MMIO_GAP_START, memoryRegions } from "../../memory/guest-memory.ts";
+import { SystemError } from "../../platform/errno.ts";
 import { EventFd } from "../../platform/eventfd.ts";
 import { closeFile } from "../../platform/files.ts";
-import { Mapping, misalignment, unmapAt } from "../../platform/memory.ts";
+import { addressOf, Mapping, memoryAt, misalignment, reserveMemory, unmapAt } from "../../platform/memory.ts";
 import { currentThread, installKickHandler, kickThread } from "../../platform/signals.ts";
 import { RUN_IMMEDIATE_EXIT } from "./api.ts";
 import { KvmSystem } from "./system.ts";
@@ -33,7 +34,10 @@ const W_VCPU_FD = 64;
 const W_VCPU_THREAD = 96;
 /** Address of each vCPU's kvm_run area, 0 while there is none: two words, a double. */
 const W_RUN_AREA = 128;
-const W_OWNED = 192;
+/** Address and size of the mapping with RAM above the MMIO gap, 0 if there is none: doubles. */
+const W_HIGH = 192;
+const W_RAM_BYTES = 196;
+const W_OWNED = 200;
 /** Interrupts, vCPUs, and 32 queues of each of 19 devices. */
 const MAX_OWNED = 1024;
 const WORDS = W_OWNED + MAX_OWNED;
@@ -46,34 +50,46 @@ const WASM_PAGE = 65_536;
 const PAGE = 4096;
 /** A guest page table entry of 2 MiB can only be one of the host's if both addresses are multiples of it. */
 const HUGE_PAGE = 2 ** 21;
-const WASM_MEMORY_LIMIT = 2 ** 32;
+/** A process has 2^47 bytes of addresses. */
+const RAM_LIMIT = 2 ** 46;
 
-/** Most guest RAM in bytes: one WebAssembly memory, less what lies below RAM. */
-export const KVM_RAM_LIMIT = WASM_MEMORY_LIMIT - WASM_PAGE - HUGE_PAGE;
+/** Of a machine: its memory, where guest RAM begins in it, and where the rest of guest RAM lies. */
+export interface KvmMemory {
+  readonly memory: WebAssembly.Memory;
+  readonly base: number;
+  readonly high?: number | undefined;
+}
 
 export class KvmMachine {
   private readonly words: Int32Array;
   private readonly runAreas: Float64Array;
+  /** Address and size. */
+  private readonly high: Float64Array;
+  private readonly ramBytes: Float64Array;
 
   /** Takes hold, on any thread, of a machine made by {@link create}. */
   constructor(readonly memory: WebAssembly.Memory) {
     this.words = new Int32Array(memory.buffer, 0, WORDS);
-    const { BYTES_PER_ELEMENT } = Int32Array;
-    this.runAreas = new Float64Array(memory.buffer, W_RUN_AREA * BYTES_PER_ELEMENT, KVM_MAX_VCPUS);
+    const doubles = (at: number, count: number) =>
+      new Float64Array(memory.buffer, at * Int32Array.BYTES_PER_ELEMENT, count);
+    this.runAreas = doubles(W_RUN_AREA, KVM_MAX_VCPUS);
+    this.high = doubles(W_HIGH, 2);
+    this.ramBytes = doubles(W_RAM_BYTES, 1);
   }
 
   /**
-   * A machine with zeroed RAM and its slots set, without vCPUs. Throws `KvmUnavailable`, {@link RangeError} if the
-   * memory cannot be had, or {@link SystemError}.
+   * A machine with zeroed RAM and its slots set, without vCPUs. `ramBytes` is whole pages. Throws `KvmUnavailable`,
+   * {@link RangeError} if the memory cannot be had, or {@link SystemError}.
    */
-  static create(ramBytes: number, vcpus: number): { memory: WebAssembly.Memory; base: number } {
-    if (ramBytes <= 0 || ramBytes > KVM_RAM_LIMIT) {
-      throw new RangeError(`guest memory of ${ramBytes} bytes: 1 to ${KVM_RAM_LIMIT} are possible`);
+  static create(ramBytes: number, vcpus: number): KvmMemory {
+    if (!(ramBytes > 0 && ramBytes <= RAM_LIMIT)) {
+      throw new RangeError(`guest memory of ${ramBytes} bytes: 1 to ${RAM_LIMIT} are possible`);
     }
     if (vcpus < 1 || vcpus > KVM_MAX_VCPUS) {
       throw new RangeError(`${vcpus} vCPUs: 1 to ${KVM_MAX_VCPUS} are possible`);
     }
-    const pages = Math.ceil((WASM_PAGE + HUGE_PAGE + ramBytes) / WASM_PAGE);
+    const lowBytes = Math.min(ramBytes, MMIO_GAP_START);
+    const pages = Math.ceil((WASM_PAGE + HUGE_PAGE + lowBytes) / WASM_PAGE);
     const memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
     const bytes = new Uint8Array(memory.buffer);
     const above = misalignment(bytes, HUGE_PAGE);
@@ -90,15 +106,43 @@ export class KvmMachine {
       machine.words[W_RUN_BYTES] = system.vcpuMmapSize;
       machine.words[W_VCPU_COUNT] = vcpus;
       machine.words[W_BASE] = base;
-      for (const [slot, { gpa, size, offset }] of memoryRegions(ramBytes, base).entries()) {
-        vm.setMemory(slot, gpa, bytes.subarray(offset, offset + size));
-      }
+      machine.ramBytes[0] = ramBytes;
+      machine.setMemory(vm, addressOf(bytes) + base);
       vm.createInterruptControllers();
     } catch (error) {
       machine.close();
       throw error;
     }
-    return { memory, base };
+    return { memory, base, high: machine.layout.high };
+  }
+
+  /** Makes RAM above the MMIO gap and tells KVM of all; `low` is the address of the rest. */
+  private setMemory(vm: KvmVm, low: number): void {
+    const [first, ...rest] = memoryRegions(this.ramBytes[0]!);
+    try {
+      vm.setMemory(0, 0, first!.size, low);
+      const highBytes = this.ramBytes[0]! - first!.size;
+      if (highBytes === 0) return;
+      let address = reserveMemory(highBytes, HUGE_PAGE);
+      this.high[0] = address;
+      this.high[1] = highBytes;
+      for (const [i, { gpa, size }] of rest.entries()) {
+        vm.setMemory(i + 1, gpa, size, address);
+        address += size;
+      }
+    } catch (error) {
+      // EINVAL: a slot of KVM ends at 8 TiB.
+      if (!(error instanceof SystemError && ["ENOMEM", "EINVAL"].includes(error.code))) throw error;
+      throw new RangeError(`guest memory of ${this.ramBytes[0]} bytes: ${error.message}`, { cause: error });
+    }
+  }
+
+  /** Guest RAM, for `GuestMemory`. */
+  get layout(): GuestMemoryLayout {
+    const { buffer } = this.memory;
+    if (!(buffer instanceof SharedArrayBuffer)) throw new Error("guest memory is not shared");
+    const high = this.high[0] === 0 ? undefined : this.high[0];
+    return { buffer, base: this.words[W_BASE]!, size: this.ramBytes[0]!, high };
   }
 
   get system(): KvmSystem {
@@ -113,16 +157,17 @@ export class KvmMachine {
     return this.words[W_VCPU_COUNT]!;
   }
 
-  /** Where guest RAM starts in the memory, in bytes. */
-  get base(): number {
-    return this.words[W_BASE]!;
-  }
-
   /** Creates vCPU `index`, once, and returns its descriptor. Throws {@link SystemError}. */
   createVcpu(index: number): number {
     const fd = this.own(this.vm.createVcpu(index));
     Atomics.store(this.words, W_VCPU_FD + index, fd + 1);
     return fd;
+  }
+
+  /** The descriptor of vCPU `index`, or undefined if it has not been created. */
+  vcpuFd(index: number): number | undefined {
+    const fd = Atomics.load(this.words, W_VCPU_FD + index);
+    return fd === 0 ? undefined : fd - 1;
   }
 
   /**
@@ -175,6 +220,12 @@ export class KvmMachine {
       const fd = Atomics.load(this.words, W_VCPU_FD + index) - 1;
       const thread = Atomics.load(this.words, W_VCPU_THREAD + index);
       if (fd < 0 || thread === 0) continue;
+      if (thread === currentThread()) {
+        // In an exit: the area stays as long as this takes, and there is no system call to interrupt.
+        const own = memoryAt(this.runAreas[index]!, this.words[W_RUN_BYTES]!);
+        Atomics.store(own, RUN_IMMEDIATE_EXIT, 1);
+        continue;
+      }
       const area = Mapping.shared(fd, this.words[W_RUN_BYTES]!);
       Atomics.store(area.bytes, RUN_IMMEDIATE_EXIT, 1);
       area.unmap();
@@ -238,8 +289,9 @@ export class KvmMachine {
   }
 
   /**
-   * Closes all descriptors and what is left of {@link withRunArea} by threads that did not come to its end, once; RAM
-   * goes with the last reference to `memory`. No thread may use the machine any more.
+   * Closes all descriptors, takes away RAM above the MMIO gap and what is left of {@link withRunArea} by threads that did
+   * not come to its end, once; the rest of RAM goes with the last reference to `memory`. No thread may use the machine
+   * any more.
    */
   close(): void {
     for (const [index, address] of this.runAreas.entries()) {
@@ -248,5 +300,8 @@ export class KvmMachine {
     }
     const count = Math.min(Atomics.exchange(this.words, W_OWNED_COUNT, 0), MAX_OWNED);
     for (let i = 0; i < count; i++) closeFile(this.words[W_OWNED + i]!);
+    const [address, size] = this.high;
+    this.high.fill(0);
+    if (address !== 0) unmapAt(address!, size!);
   }
 }

@@ -29,6 +29,8 @@ const REQUIRED = {
 /** More than any processor has had so far; doubled if KVM says that it is too few. */
 const CPUID_ENTRIES = 128;
 const MAX_CPUID_ENTRIES = 4096;
+const MSR_INDICES = 512;
+const MAX_MSR_INDICES = 16_384;
 
 /** KVM cannot be used. The message is a sentence for the user that says why and what to do. */
 export class KvmUnavailable extends Error {
@@ -38,12 +40,26 @@ export class KvmUnavailable extends Error {
   }
 }
 
+/** Made by {@link KvmSystem.openAhead}. */
+let openedAhead: KvmSystem | undefined;
+
 export class KvmSystem {
   /** `fd` is an open /dev/kvm; threads of one process share it. */
   constructor(readonly fd: number) {}
 
+  /** Does what the next {@link open} of the calling thread would do. Throws {@link KvmUnavailable}. */
+  static openAhead(): void {
+    openedAhead ??= KvmSystem.openChecked();
+  }
+
   /** Opens /dev/kvm and checks version and capabilities. Throws {@link KvmUnavailable}. */
   static open(): KvmSystem {
+    const system = openedAhead ?? KvmSystem.openChecked();
+    openedAhead = undefined;
+    return system;
+  }
+
+  private static openChecked(): KvmSystem {
     let fd: number;
     try {
       fd = openFile(KVM_PATH, { write: true });
@@ -84,6 +100,22 @@ export class KvmSystem {
   /** Bytes of the kvm_run area of a vCPU. */
   get vcpuMmapSize(): number {
     return ioctlValue(this.fd, kvm.KVM_GET_VCPU_MMAP_SIZE, 0, "KVM_GET_VCPU_MMAP_SIZE");
+  }
+
+  /** The MSRs that KVM keeps for a guest; which of them a vCPU has depends on its CPUID. */
+  msrIndexList(): number[] {
+    for (let room = MSR_INDICES; ; room *= 2) {
+      const list = new Uint32Array(1 + room);
+      list[0] = room;
+      try {
+        const struct = new Uint8Array(list.buffer);
+        ioctlStruct(this.fd, kvm.KVM_GET_MSR_INDEX_LIST, struct, "KVM_GET_MSR_INDEX_LIST");
+        return [...list.subarray(1, 1 + list[0]!)];
+      } catch (error) {
+        const tooFew = error instanceof SystemError && error.code === "E2BIG";
+        if (!tooFew || room >= MAX_MSR_INDICES) throw error;
+      }
+    }
   }
 
   /** What of the host's processor KVM can show to a guest. */

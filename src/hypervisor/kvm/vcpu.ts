@@ -23,7 +23,6 @@ export interface KvmBus {
 
 export interface KvmVcpuOptions {
   readonly memory: WebAssembly.Memory;
-  readonly ramBytes: number;
   /** Number and APIC id of this vCPU, from 0. */
   readonly index: number;
   /** Two vCPUs are the threads of one core. */
@@ -43,15 +42,18 @@ export class KvmVcpu {
   private readonly exits = new Map<number, number>();
   private interrupted = 0;
 
-  /** Creates the vCPU and gives it CPUID, MSRs and local interrupts. Throws {@link SystemError}. */
+  /**
+   * Creates the vCPU and gives it CPUID, MSRs and local interrupts; or takes over, as it is, one that another thread has
+   * created and left. Throws {@link SystemError}.
+   */
   constructor(private readonly options: KvmVcpuOptions) {
-    const { memory, ramBytes, index, smt, cpuidFilter } = options;
+    const { memory, index, smt, cpuidFilter } = options;
     const machine = new KvmMachine(memory);
     this.machine = machine;
-    const { buffer } = memory;
-    if (!(buffer instanceof SharedArrayBuffer)) throw new Error("guest memory is not shared");
-    this.memory = new GuestMemory({ buffer, base: machine.base, size: ramBytes });
-    this.fd = machine.createVcpu(index);
+    this.memory = new GuestMemory(machine.layout);
+    const left = machine.vcpuFd(index);
+    this.fd = left ?? machine.createVcpu(index);
+    if (left !== undefined) return;
 
     const { system } = machine;
     const cpuid = guestCpuid(system.supportedCpuid(), {
@@ -83,10 +85,20 @@ export class KvmVcpu {
 
   /** Runs the guest until it ends or `KvmMachine.requestStop` is called. Blocks the thread. */
   run(): VcpuEnd {
-    return this.machine.withRunArea(this.options.index, (area) => this.loop(area));
+    const end = this.runUntil(() => false);
+    if (end === undefined) throw new Error("a vCPU left the guest without a reason");
+    return end;
   }
 
-  private loop(area: Uint8Array): VcpuEnd {
+  /**
+   * Does the same, and returns undefined when `leave`, which is asked after each exit and (`interrupted`) after each
+   * signal, says so. The guest goes on with the next call, on this thread or another.
+   */
+  runUntil(leave: (interrupted: boolean) => boolean): VcpuEnd | undefined {
+    return this.machine.withRunArea(this.options.index, (area) => this.loop(area, leave));
+  }
+
+  private loop(area: Uint8Array, leave: (interrupted: boolean) => boolean): VcpuEnd | undefined {
     const { fd, machine, memory } = this;
     const run = new DataView(area.buffer, area.byteOffset, area.length);
     const context: ExitContext = { vcpuFd: fd, memory, run };
@@ -103,6 +115,7 @@ export class KvmVcpu {
         // The runtime signals its threads too, so this need not be a request.
         this.interrupted++;
         if (!machine.mayRun(area, onPaused)) return { kind: "stopped" };
+        if (leave(true)) return undefined;
         continue;
       }
       const reason = run.getUint32(kvm.RUN_EXIT_REASON, true);
@@ -110,6 +123,7 @@ export class KvmVcpu {
       if (reason === IO) servePio(run, this.options.pio);
       else if (reason === MMIO) serveMmio(run, this.options.mmio);
       else if (reason !== INTR) return describeEnd(reason, context);
+      if (leave(false)) return undefined;
     }
   }
 }

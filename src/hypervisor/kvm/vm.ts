@@ -1,7 +1,7 @@
 /** One virtual machine of KVM: memory slots, in-kernel interrupt controllers and timer, event descriptors. */
 
 import { SystemError } from "../../platform/errno.ts";
-import { ioctlPointer, ioctlStruct, ioctlValue } from "../../platform/ioctl.ts";
+import { ioctlStruct, ioctlValue } from "../../platform/ioctl.ts";
 import * as kvm from "./api.ts";
 import type { KvmSystem } from "./system.ts";
 
@@ -41,21 +41,18 @@ export class KvmVm {
     return ioctlValue(this.fd, kvm.KVM_CREATE_VCPU, index, "KVM_CREATE_VCPU");
   }
 
-  /** Makes `bytes`, whole pages that stay where they are, guest RAM at `gpa`. Throws {@link SystemError}. */
-  setMemory(slot: number, gpa: number, bytes: Uint8Array): void {
+  /**
+   * Makes `size` bytes at `address` of this process, whole pages that stay mapped there, guest RAM at `gpa`. Throws
+   * {@link SystemError}.
+   */
+  setMemory(slot: number, gpa: number, size: number, address: number): void {
     const region = new Uint8Array(kvm.MEMORY_REGION_BYTES);
     const view = new DataView(region.buffer);
     view.setUint32(0, slot, true);
     view.setBigUint64(kvm.MEMORY_REGION_GPA, BigInt(gpa), true);
-    view.setBigUint64(kvm.MEMORY_REGION_SIZE, BigInt(bytes.length), true);
-    ioctlPointer(
-      this.fd,
-      kvm.KVM_SET_USER_MEMORY_REGION,
-      region,
-      kvm.MEMORY_REGION_ADDR,
-      bytes,
-      "KVM_SET_USER_MEMORY_REGION",
-    );
+    view.setBigUint64(kvm.MEMORY_REGION_SIZE, BigInt(size), true);
+    view.setBigUint64(kvm.MEMORY_REGION_ADDR, BigInt(address), true);
+    ioctlStruct(this.fd, kvm.KVM_SET_USER_MEMORY_REGION, region, "KVM_SET_USER_MEMORY_REGION");
   }
 
   /** Writing eventfd `eventFd` raises an edge on `gsi` without leaving the kernel. Throws {@link SystemError}. */

@@ -1,5 +1,7 @@
 import { expect, test } from "bun:test";
-import { GuestMemory, MMIO_GAP_END, MMIO_GAP_START } from "../../../memory/guest-memory.ts";
+import { GuestMemory, MMIO_GAP_START } from "../../../memory/guest-memory.ts";
+import { sparseMemory } from "../../../memory/testing/sparse-memory.ts";
+import { addressOf } from "../../../platform/memory.ts";
 import { Random } from "../testing/fuzz.ts";
 import { discardPages, forEachRun, PAGE_BYTES } from "./pages.ts";
 
@@ -37,14 +39,11 @@ test("runs of random lists hold each page once, and never touch", () => {
 });
 
 test("only whole pages of RAM are discarded", () => {
-  const memory = new GuestMemory({
-    buffer: new SharedArrayBuffer(9 * PAGE_BYTES),
-    base: PAGE_BYTES,
-    size: 8 * PAGE_BYTES,
-  });
+  const buffer = new SharedArrayBuffer(9 * PAGE_BYTES);
+  const memory = new GuestMemory({ buffer, base: PAGE_BYTES, size: 8 * PAGE_BYTES });
+  const bytes = new Uint8Array(buffer).fill(1);
   const reported: [number, number][] = [];
   memory.setWriteHook((gpa, length) => reported.push([gpa, length]));
-  memory.bytes.fill(1);
   const discard = (gpa: number, length: number) =>
     discardPages(memory, gpa, length, (pages) => pages.fill(0));
   expect(discard(PAGE_BYTES - 1, 2 * PAGE_BYTES + 2)).toBe(2 * PAGE_BYTES);
@@ -62,23 +61,28 @@ test("only whole pages of RAM are discarded", () => {
     [PAGE_BYTES, 2 * PAGE_BYTES],
     [7 * PAGE_BYTES, PAGE_BYTES],
   ]);
-  const zero = Array.from({ length: 9 }, (_, page) => memory.bytes[page * PAGE_BYTES] === 0);
+  const zero = Array.from({ length: 9 }, (_, page) => bytes[page * PAGE_BYTES] === 0);
   expect(zero).toEqual([false, false, true, true, false, false, false, false, true]);
 });
 
-test("a range over the MMIO gap loses what is on both sides of it", () => {
-  const size = MMIO_GAP_START + 2 * PAGE_BYTES;
-  const buffer = new WebAssembly.Memory({
-    initial: size / 65536 + 1,
-    maximum: size / 65536 + 1,
-    shared: true,
-  }).buffer;
-  if (!(buffer instanceof SharedArrayBuffer)) throw new Error("not shared");
-  const memory = new GuestMemory({ buffer, base: 0, size });
+test("a range over the MMIO gap loses what is on both sides of it, of as many windows as it takes", () => {
+  const highBytes = 2 ** 32 + 2 * PAGE_BYTES;
+  const { layout, close } = sparseMemory(highBytes);
+  const memory = new GuestMemory(layout);
   const found: number[] = [];
-  const freed = discardPages(memory, MMIO_GAP_START - PAGE_BYTES, MMIO_GAP_END, (pages) => {
-    found.push(pages.byteOffset, pages.length);
+  const freed = discardPages(memory, MMIO_GAP_START - PAGE_BYTES, 2 ** 34, (pages) => {
+    found.push(addressOf(pages), pages.length);
   });
-  expect(found).toEqual([MMIO_GAP_START - PAGE_BYTES, PAGE_BYTES, MMIO_GAP_START, 2 * PAGE_BYTES]);
-  expect(freed).toBe(3 * PAGE_BYTES);
+  expect(found.slice(0, 2)).toEqual([
+    addressOf(new Uint8Array(layout.buffer)) + MMIO_GAP_START - PAGE_BYTES,
+    PAGE_BYTES,
+  ]);
+  let next = layout.high;
+  for (let i = 2; i < found.length; i += 2) {
+    expect(found[i]).toBe(next);
+    next += found[i + 1]!;
+  }
+  expect(next).toBe(layout.high + highBytes);
+  expect(freed).toBe(PAGE_BYTES + highBytes);
+  close();
 });

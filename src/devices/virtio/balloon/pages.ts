@@ -41,8 +41,8 @@ export function forEachRun(pfns: Uint32Array, visit: (first: number, count: numb
 }
 
 /**
- * Runs `discard` on the whole pages of guest RAM inside `[gpa, gpa+length)`, one call a region, and reports them
- * written. Returns their size in bytes: less than `length` if part of the range is not RAM or not a whole page.
+ * Runs `discard` on the whole pages of guest RAM inside `[gpa, gpa+length)`, one call for as much as lies together, and
+ * reports them written. Returns their size in bytes: less than `length` if part of the range is not RAM or not a whole page.
  */
 export function discardPages(
   memory: GuestMemory,
@@ -57,7 +57,7 @@ export function discardPages(
     const start = Math.max(first, region.gpa);
     const end = Math.min(last, region.gpa + Math.floor(region.size / PAGE_BYTES) * PAGE_BYTES);
     if (start >= end) continue;
-    memory.fill(start, end - start, discard);
+    for (const piece of memory.pieces(start, end - start)) memory.fill(piece.gpa, piece.size, discard);
     discarded += end - start;
   }
   return discarded;
