@@ -48,6 +48,33 @@ test(
 );
 
 test(
+  "--stats: what the software CPU did, and where its time went",
+  async () => {
+    const { code, stdout, stderr } = await run(["--accel", "soft", "--stats", "sh", "-c", "echo done"]);
+    expect([code, stdout.toString()]).toEqual([0, "done\n"]);
+    const counted = new Map(
+      [...stderr.matchAll(/^ *(\d+) {2}(.+)$/gm)].map(([, value, name]) => [name!, Number(value)]),
+    );
+    for (const name of ["instructions", "tlbMisses", "slowAccesses", "helperCalls", "exits: decode"]) {
+      expect([name, counted.get(name)! > 0]).toEqual([name, true]);
+    }
+    const times = [...counted.keys()].filter((name) => name.startsWith("ms: "));
+    expect(times).toContain("ms: code");
+    expect(times).toContain("ms: slow accesses");
+    expect(times).toContain("ms: compiling");
+    const reasons = [...counted.keys()].filter(
+      (name) => name.startsWith("exits: ") && !name.endsWith("returned"),
+    );
+    expect(times.filter((name) => name.startsWith("ms: exits: "))).toEqual(
+      reasons.map((name) => `ms: ${name}`),
+    );
+    expect(counted.get("ms: code")).toBeGreaterThan(0);
+    expect(counted.get("ms: exits: decode")).toBeGreaterThan(0);
+  },
+  TEST_LIMIT,
+);
+
+test(
   "stdin arrives while it is written, and its end is seen; without one there is an end at once",
   async () => {
     const guest = new Started(

@@ -144,6 +144,8 @@ export class Machine {
 
   private snapshot(trap: Trap): Snapshot {
     const { state, vcpu } = this.guest;
+    // FXSAVE leaves parts of the image alone, and other instructions use the same memory.
+    state.bytes.fill(0, X87_OPERAND, X87_OPERAND + FX_BYTES);
     vcpu.cpu.x87.fxsave(this.image);
     const gprs = Array.from({ length: 16 }, (_, r) => this.guest.reg(8 * r));
     // The handler has pushed RAX and uses it.

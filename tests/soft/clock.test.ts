@@ -84,6 +84,29 @@ describe("TSC", () => {
     return Math.abs(guestNs - hostNs) / hostNs;
   }
 
+  test.each([
+    0n,
+    1n,
+    (1n << 32n) - 1n,
+    1n << 52n,
+    (1n << 53n) - 1000n,
+    1n << 53n,
+    1n << 63n,
+    (1n << 64n) - 1_000_000_000n,
+  ])("set to %d, RDTSC reads what the timers go by", (value) => {
+    const { clock } = guest.vcpu.cpu;
+    clock.set(value);
+    for (let i = 0; i < 20; i++) {
+      const before = BigInt.asUintN(64, clock.now());
+      guest.run({ code: [...RDTSC, ...code("48 89 c3 | mov rbx, rax")] });
+      const between = guest.reg(RBX);
+      const after = BigInt.asUintN(64, clock.now());
+      expect(between - before).toBeGreaterThanOrEqual(0n);
+      expect(after - between).toBeGreaterThanOrEqual(0n);
+    }
+    clock.set(0n);
+  });
+
   test("counts host time within 1 %", () => {
     // A thread that is not scheduled between RDTSC and OUT spoils a measurement; a wrong rate spoils them all.
     const measured: number[] = [];

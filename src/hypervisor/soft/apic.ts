@@ -185,7 +185,7 @@ export class Apic {
     this.isr[vector >> 5]! &= ~(1 << (vector & 31));
     if (this.tmr[vector >> 5]! & (1 << (vector & 31))) this.ioapic.eoi(vector);
     // A lower one may have become deliverable.
-    Atomics.store(this.state.i32, ATTENTION >> 2, -1);
+    if (this.pending() >= 0) Atomics.store(this.state.i32, ATTENTION >> 2, -1);
   }
 
   // --- registers -------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
  * Guest time: the TSC counts host nanoseconds (1 GHz), and kvmclock says so to the guest, which then needs
  * no calibration (Linux Documentation/virt/kvm/x86/msr.rst).
  */
-import { GUEST_BASE } from "./layout.ts";
+import { GUEST_BASE, TSC_OFFSET } from "./layout.ts";
 import type { State } from "./state.ts";
 
 export const TSC_KHZ = 1_000_000;
@@ -11,12 +11,8 @@ export const TSC_KHZ = 1_000_000;
 const PVCLOCK_TSC_STABLE = 1;
 
 export class Clock {
-  /** What WRMSR to IA32_TIME_STAMP_COUNTER added to host time. */
+  /** What WRMSR to IA32_TIME_STAMP_COUNTER added to host time. RDTSC finds it in TSC_OFFSET. */
   private offset = 0n;
-  /** The same as a number; NaN if it is none exactly. */
-  private offsetNumber = 0;
-  /** Upper half of the counter that {@link readLow} has read. */
-  high = 0;
   readonly systemTime = { msr: 0n };
   readonly wallClock = { msr: 0n };
 
@@ -39,25 +35,12 @@ export class Clock {
 
   /** The time-stamp counter. */
   now(): bigint {
-    return this.host() + this.offset;
+    return this.atHost(this.host());
   }
 
   set(value: bigint): void {
     this.offset = value - this.host();
-    const number = Number(this.offset);
-    this.offsetNumber = Number.isSafeInteger(number) ? number : Number.NaN;
-  }
-
-  /** Lower half of the time-stamp counter, unsigned; the upper is in {@link high}. Guests read it too often for a BigInt. */
-  readLow(): number {
-    const ticks = Math.floor(performance.now() * 1e6) + this.offsetNumber;
-    if (ticks >= 0 && ticks <= Number.MAX_SAFE_INTEGER) {
-      this.high = Math.floor(ticks / 2 ** 32);
-      return ticks - this.high * 2 ** 32;
-    }
-    const value = BigInt.asUintN(64, this.now());
-    this.high = Number(value >> 32n);
-    return Number(value & 0xffff_ffffn);
+    this.state.set64(TSC_OFFSET, BigInt.asUintN(64, this.offset));
   }
 
   /** MSR_KVM_SYSTEM_TIME(_NEW): bit 0 enables, the rest is the physical address of the time structure. */

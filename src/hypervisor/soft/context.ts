@@ -216,6 +216,10 @@ export class Context extends Flags {
     return this.variant.addr32 ? i64.and(value, c64(0xffff_ffffn)) : value;
   }
 
+  /** ModRM.reg itself, without REX.R. */
+  modrmReg(): Expr {
+    return i32.and(i32.shr_u(this.recordByte(RECORD.aux), c32(3)), c32(7));
+  }
   /** Register-file address of ModRM.reg (or the opcode's register). */
   regAddress(): Expr {
     return this.recordHalf(RECORD.reg);

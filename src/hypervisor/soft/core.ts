@@ -22,7 +22,7 @@ import { imulFlags } from "./table/multiply.ts";
 import { shiftFlags } from "./table/shift.ts";
 import { ops, type Size, zeroAddress, zext64 } from "./values.ts";
 import { buildWalker, executeEntry } from "./walker.ts";
-import { I32, I64 } from "./wasm/encoding.ts";
+import { F64, I32, I64 } from "./wasm/encoding.ts";
 import { c32, c64, type Expr, i32, i64, select } from "./wasm/expr.ts";
 import type { Func, FuncRef, Label } from "./wasm/func.ts";
 import type { ModuleBuilder } from "./wasm/module.ts";
@@ -39,6 +39,8 @@ export interface Core {
   readonly commit: FuncRef;
   /** (linear low, linear high) -> 1 if the execute TLB has the page now, 0 if the full walk must be made. */
   readonly fetch: FuncRef;
+  /** () -> host time in ms, as performance.now() has it. */
+  readonly now: FuncRef;
   /** (RIP) -> EXIT code: goes on at RIP. */
   readonly dispatch: FuncRef;
   /** (record, taken) -> EXIT code: goes on at the record's direct target or at the next instruction. */
@@ -78,6 +80,7 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
   const helper = m.import("helper", [I32, I32], [I32]);
   const slowPath = m.import("slow", [I32, I32, I32], [I32]);
   const commit = m.import("commit", [I32, I32, I32], []);
+  const now = m.import("now", [], [F64]);
   const dispatch = m.func("dispatch", [I64], [I32]);
   const direct = m.func("direct", [I32, I32], [I32]);
   const walker = buildWalker(m, slowPath);
@@ -88,6 +91,7 @@ export function buildCore(m: ModuleBuilder): { core: Core; pseudo: PseudoSlots }
     helper,
     slow,
     commit,
+    now,
     fetch: walker.fetch,
     dispatch: dispatch.ref,
     direct: direct.ref,

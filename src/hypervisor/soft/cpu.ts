@@ -43,6 +43,11 @@ export const ATTR = {
   G: 0x8000,
 } as const;
 
+/** Attributes of the flat segments that SYSCALL loads, those of privilege 0. */
+export const FLAT_CODE64 = ATTR.G | ATTR.L | ATTR.P | ATTR.S | ATTR.CODE | ATTR.RW | ATTR.A;
+export const FLAT_CODE32 = (FLAT_CODE64 & ~ATTR.L) | ATTR.DB;
+export const FLAT_DATA = ATTR.G | ATTR.DB | ATTR.P | ATTR.S | ATTR.RW | ATTR.A;
+
 /** Port I/O and memory-mapped I/O of the machine. Values are unsigned; sizes 1, 2 or 4. */
 export interface SoftBus {
   pioRead(port: number, size: number): number;

@@ -51,6 +51,8 @@ const LM = 1 << 29;
 const LAHF64 = 1 << 0;
 /** Leaf 80000007 EDX. */
 const INVARIANT_TSC = 1 << 8;
+/** Leaf 80000021 EAX: a null selector clears the base. Without it Linux loads FS and GS twice in each task switch. */
+const NULL_SELECTOR_CLEARS_BASE = 1 << 6;
 /** Leaf 6 EAX: the APIC timer runs in all C-states. */
 const ARAT = 1 << 2;
 
@@ -72,7 +74,7 @@ export function cpuid(leaf: number, _subleaf: number, apicId: number): CpuidResu
     case 0:
     case 0x8000_0000:
       return {
-        eax: leaf === 0 ? 7 : 0x8000_0008 | 0,
+        eax: leaf === 0 ? 7 : 0x8000_0021 | 0,
         ebx: text("Auth"),
         edx: text("enti"),
         ecx: text("cAMD"),
@@ -115,6 +117,8 @@ export function cpuid(leaf: number, _subleaf: number, apicId: number): CpuidResu
       return { ...none, edx: INVARIANT_TSC };
     case 0x8000_0008:
       return { ...none, eax: PHYSICAL_BITS | (48 << 8) };
+    case 0x8000_0021:
+      return { ...none, eax: NULL_SELECTOR_CLEARS_BASE };
     default:
       return none;
   }

@@ -1,10 +1,9 @@
 /** Interrupt and exception delivery, and IRET (SDM vol. 3A, chapter 6). */
 
 import { EFER_BITS } from "./bits.ts";
-import { READ } from "./context.ts";
 import { ATTR, type Cpu, setCpl, setRflags, updateMode } from "./cpu.ts";
+import { deliverSimply } from "./delivery.ts";
 import {
-  BOUNCE,
   CPL,
   CR2,
   CS,
@@ -15,14 +14,12 @@ import {
   FAULT_CR2,
   FAULT_ERROR,
   FAULT_VECTOR,
-  FLAGS_SYSTEM,
   FS,
   GS,
   IDTR_BASE,
   IDTR_LIMIT,
   MODE,
   MODE_64,
-  RIP,
   RSP,
   SEG_ATTR,
   SEG_LIMIT,
@@ -97,13 +94,27 @@ export function deliver(cpu: Cpu, first: Interrupt): boolean {
 export function deliverOnce(cpu: Cpu, i: Interrupt): boolean {
   const { state } = cpu;
   // CR2 changes as soon as a page fault is found, even one that ends as a double fault (SDM vol. 3A, 6.15).
-  if (i.vector === PAGE_FAULT && !i.external && !i.software) state.set64(CR2, state.get64(FAULT_CR2));
+  if (i.vector === PAGE_FAULT && !i.external && !i.software) noteCr2(cpu);
+  const exception = !i.software && !i.external;
+  const simple = deliverSimply(cpu, {
+    vector: i.vector,
+    error: i.error >= 0 && exception && HAS_ERROR.has(i.vector) ? i.error : -1,
+    checked: i.software && !i.anyGate,
+    fault: exception && isFault(i.vector),
+  });
+  if (simple) return true;
   const done = deliverThroughGate(cpu, i);
-  if (!done && state.get(FAULT_VECTOR) === PAGE_FAULT) state.set64(CR2, state.get64(FAULT_CR2));
+  if (!done && state.get(FAULT_VECTOR) === PAGE_FAULT) noteCr2(cpu);
   return done;
 }
 
-function deliverThroughGate(cpu: Cpu, i: Interrupt): boolean {
+function noteCr2({ state }: Cpu): void {
+  state.set(CR2, state.get(FAULT_CR2));
+  state.set(CR2 + 4, state.get(FAULT_CR2 + 4));
+}
+
+/** As {@link deliverOnce}, in all cases. */
+export function deliverThroughGate(cpu: Cpu, i: Interrupt): boolean {
   const { state, mmu } = cpu;
   if (!(state.get(EFER) & EFER_BITS.LMA)) {
     cpu.log(`exception ${i.vector} outside long mode: not supported by the software CPU`);
@@ -254,40 +265,6 @@ export function changeableFlags(cpu: Cpu, size: number): number {
   if (state.cpl === 0) mask |= RFLAGS.IOPL;
   if (state.cpl <= iopl) mask |= RFLAGS.IF;
   return mask;
-}
-
-/**
- * IRETQ to the segments already loaded, as the kernel returns to itself. Works in 32-bit halves, since Linux
- * does this 100,000 times in a boot (to serialise after patching code). False: not that simple, nothing done.
- */
-export function iretSame(cpu: Cpu): boolean {
-  const { state, mmu } = cpu;
-  const low = state.get(RSP);
-  const high = state.get(RSP + 4);
-  if ((low & 0xfff) > 4096 - 40 || !(state.get(MODE) & MODE_64) || state.get(FLAGS_SYSTEM) & RFLAGS.NT)
-    return false;
-  const at = mmu.access(low, high, 8, READ, false, state.cpl === 3);
-  if (at === 0 || at === BOUNCE) return false;
-  const ripHigh = state.get(at + 4);
-  const cs = state.get(at + 8) & 0xffff;
-  if (
-    (ripHigh << 16) >> 16 !== ripHigh ||
-    cs !== state.get(SEG_SELECTOR + 4 * CS) ||
-    (cs & 3) !== state.cpl ||
-    (state.get(at + 32) & 0xffff) !== state.get(SEG_SELECTOR + 4 * SS)
-  ) {
-    return false;
-  }
-  const mask = changeableFlags(cpu, 8) | RFLAGS.RF;
-  const flags = state.get(at + 16);
-  const rsp = state.get(at + 24);
-  const rspHigh = state.get(at + 28);
-  state.set(RIP, state.get(at));
-  state.set(RIP + 4, ripHigh);
-  state.set(RSP, rsp);
-  state.set(RSP + 4, rspHigh);
-  setRflags(cpu, (state.rflags & ~mask) | (flags & mask));
-  return true;
 }
 
 /** IRET with operand size `size` in IA-32e mode. False with the fault noted. */

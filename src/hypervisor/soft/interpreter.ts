@@ -11,7 +11,7 @@ import { MODE_64, TABLE_SLOTS } from "./layout.ts";
 import { INSTRUCTIONS } from "./table/index.ts";
 import type { Insn } from "./table/insn.ts";
 import type { Size } from "./values.ts";
-import { I32, I64 } from "./wasm/encoding.ts";
+import { F64, I32, I64 } from "./wasm/encoding.ts";
 import { ModuleBuilder } from "./wasm/module.ts";
 
 /** What the interpreter calls in TypeScript. 64-bit values travel as two 32-bit halves. */
@@ -19,6 +19,8 @@ export interface InterpreterImports {
   helper(descriptor: number, record: number): number;
   slow(low: number, high: number, descriptor: number): number;
   commit(low: number, high: number, size: number): void;
+  /** Host time in ms, as performance.now() has it. */
+  now(): number;
 }
 
 interface Exports {
@@ -221,6 +223,7 @@ export class Interpreter {
       helper: m.import("helper", [I32, I32], [I32]),
       slow: m.import("miss", [I32, I32, I32], [I32]),
       commit: m.import("commit", [I32, I32, I32], []),
+      now: m.import("now", [], [F64]),
       fetch: m.import("fetch", [I32, I32], [I32]),
       dispatch: m.import("dispatch", [I64], [I32]),
       direct: m.import("direct", [I32, I32], [I32]),

@@ -133,6 +133,10 @@ export const SYSENTER_EIP = 3312;
 export const TSC_AUX = 3320;
 /** DR0..DR3, DR6, DR7, i64 each. */
 export const DR = 3344;
+/** i64: what the time-stamp counter is ahead of host time in ns, modulo 2^64. */
+export const TSC_OFFSET = 3392;
+/** i64, a statistic: accesses and fetches that missed the TLB. */
+export const TLB_MISSES = 3400;
 
 /** Edge-triggered interrupt inputs raised since the vCPU last looked: one bit a GSI. Any thread sets it. */
 export const GSI_EDGES = 3328;
@@ -151,6 +155,11 @@ export const PAUSE_TAKEN = 2;
  */
 export const RETURN_STACK = 0x1000;
 export const RETURN_LIMIT = 96;
+/**
+ * Entry of the return stack for a change of privilege that compiled calls wait behind: no RET goes there, since the
+ * address is not canonical. The change back takes it off again.
+ */
+export const RETURN_BARRIER = 1n << 63n;
 
 /** Data TLBs: entry = { i64 tag, i32 addend, i32 }; write entries TLB_BYTES above the read entries. */
 export const TLB_ENTRIES = 2048;

@@ -22,6 +22,7 @@ import {
 const IA32_TSC = 0x10;
 const IA32_APIC_BASE = 0x1b;
 const IA32_TSC_DEADLINE = 0x6e0;
+const X2APIC_EOI = 0x80b;
 const MSR_EFER = 0xc000_0080;
 const MSR_TSC_AUX = 0xc000_0103;
 const KVM_WALL_CLOCK = 0x11;
@@ -67,6 +68,11 @@ export class Msrs {
   private pat = PAT_RESET;
 
   constructor(private readonly cpu: Cpu) {}
+
+  /** True for a register whose writing changes neither how code runs nor when a timer fires. */
+  static onlyItself(msr: number): boolean {
+    return msr in PLAIN || msr === X2APIC_EOI;
+  }
 
   /** Undefined: no such register, #GP. */
   read(msr: number): bigint | undefined {

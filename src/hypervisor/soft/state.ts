@@ -33,6 +33,9 @@ export const RFLAGS = {
   ID: 0x20_0000,
 } as const;
 
+/** Flags that SYSRET takes from R11 (SDM vol. 2B, SYSRET): all but RF, VM and what is reserved. */
+export const RFLAGS_SYSRET = 0x3c_7fd7;
+
 const ARITHMETIC = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF;
 
 export class State {
@@ -74,29 +77,32 @@ export class State {
 
   /** RFLAGS composed from the lazily kept arithmetic flags and the rest. */
   get rflags(): number {
-    const s = this.u64[FLAG_S >> 3]!;
-    const c = this.u64[FLAG_C >> 3]!;
-    let flags = this.i32[FLAGS_SYSTEM >> 2]! & ~ARITHMETIC;
-    const cf = c >> 63n !== 0n;
-    if (cf) flags |= RFLAGS.CF;
-    if (cf !== (((c >> 62n) & 1n) !== 0n)) flags |= RFLAGS.OF;
-    if (this.u64[FLAG_Z >> 3] === 0n) flags |= RFLAGS.ZF;
-    if (s >> 63n !== 0n) flags |= RFLAGS.SF;
-    let parity = Number(s & 0xffn);
+    const { i32 } = this;
+    const c = i32[(FLAG_C + 4) >> 2]!;
+    let flags = i32[FLAGS_SYSTEM >> 2]! & ~ARITHMETIC;
+    if (c < 0) flags |= RFLAGS.CF;
+    if ((c ^ (c << 1)) < 0) flags |= RFLAGS.OF;
+    if ((i32[FLAG_Z >> 2]! | i32[(FLAG_Z + 4) >> 2]!) === 0) flags |= RFLAGS.ZF;
+    if (i32[(FLAG_S + 4) >> 2]! < 0) flags |= RFLAGS.SF;
+    let parity = i32[FLAG_S >> 2]! & 0xff;
     parity ^= parity >> 4;
     if (((0x9669 >> (parity & 15)) & 1) !== 0) flags |= RFLAGS.PF;
-    if (this.i32[FLAG_A >> 2]! & 8) flags |= RFLAGS.AF;
+    if (i32[FLAG_A >> 2]! & 8) flags |= RFLAGS.AF;
     return flags | 2;
   }
 
   set rflags(value: number) {
-    this.i32[FLAGS_SYSTEM >> 2] = (value & ~ARITHMETIC) | 2;
+    const { i32 } = this;
+    i32[FLAGS_SYSTEM >> 2] = (value & ~ARITHMETIC) | 2;
     const cf = (value & RFLAGS.CF) !== 0;
     const of = (value & RFLAGS.OF) !== 0;
-    this.u64[FLAG_C >> 3] = (cf ? 1n << 63n : 0n) | (cf !== of ? 1n << 62n : 0n);
-    this.u64[FLAG_Z >> 3] = value & RFLAGS.ZF ? 0n : 1n;
-    this.u64[FLAG_S >> 3] = (value & RFLAGS.SF ? 1n << 63n : 0n) | (value & RFLAGS.PF ? 0n : 1n);
-    this.i32[FLAG_A >> 2] = value & RFLAGS.AF ? 8 : 0;
+    i32[FLAG_C >> 2] = 0;
+    i32[(FLAG_C + 4) >> 2] = (cf ? 1 << 31 : 0) | (cf !== of ? 1 << 30 : 0);
+    i32[FLAG_Z >> 2] = value & RFLAGS.ZF ? 0 : 1;
+    i32[(FLAG_Z + 4) >> 2] = 0;
+    i32[FLAG_S >> 2] = value & RFLAGS.PF ? 0 : 1;
+    i32[(FLAG_S + 4) >> 2] = value & RFLAGS.SF ? 1 << 31 : 0;
+    i32[FLAG_A >> 2] = value & RFLAGS.AF ? 8 : 0;
   }
 
   /** Notes the exception to deliver; `error` -1 for none. */

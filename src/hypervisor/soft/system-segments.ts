@@ -1,6 +1,6 @@
 /** Segment loads, far transfers, SYSCALL and friends (SDM vol. 2). */
 import { EFER_BITS } from "./bits.ts";
-import { ATTR, type Cpu, setCpl, setRflags, updateMode } from "./cpu.ts";
+import { ATTR, type Cpu, FLAT_CODE32, FLAT_CODE64, FLAT_DATA, setCpl, setRflags, updateMode } from "./cpu.ts";
 import { canonical, dropPrivilegedSegments, readStack, returnStack } from "./exceptions.ts";
 import { HELPER } from "./helpers.ts";
 import {
@@ -12,14 +12,12 @@ import {
   FAULT_VECTOR,
   FS,
   GS,
-  KERNEL_GS_BASE,
   LDTR,
   LSTAR,
   R11,
   RCX,
   RDX,
   RECORD,
-  REG,
   RSP,
   SEG_SELECTOR,
   SFMASK,
@@ -43,7 +41,7 @@ import {
   setCode,
   setSegment,
 } from "./segments.ts";
-import { RFLAGS } from "./state.ts";
+import { RFLAGS, RFLAGS_SYSRET } from "./state.ts";
 import {
   aux,
   changed,
@@ -63,20 +61,16 @@ import {
 } from "./system.ts";
 
 /** Flat code and data segments as SYSCALL and SYSRET load them, whatever the GDT says. */
-function flat(cpu: Cpu, cs: number, ss: number, cpl: number, attrCode: number): void {
-  const privilege = cpl << 5;
-  setSegment(cpu, CS, {
-    selector: (cs & 0xfffc) | cpl,
-    base: 0n,
-    limit: 0xffff_ffff,
-    attr: ATTR.G | ATTR.P | ATTR.S | 0xb | privilege | attrCode,
-  });
-  setSegment(cpu, SS, {
-    selector: (ss & 0xfffc) | cpl,
-    base: 0n,
-    limit: 0xffff_ffff,
-    attr: ATTR.G | ATTR.DB | ATTR.P | ATTR.S | 3 | privilege,
-  });
+function flat(cpu: Cpu, cs: number, ss: number, cpl: number, to64: boolean): void {
+  const load = (segment: number, selector: number, attr: number) =>
+    setSegment(cpu, segment, {
+      selector: (selector & 0xfffc) | cpl,
+      base: 0n,
+      limit: 0xffff_ffff,
+      attr: attr | (cpl << 5),
+    });
+  load(CS, cs, to64 ? FLAT_CODE64 : FLAT_CODE32);
+  load(SS, ss, FLAT_DATA);
   setCpl(cpu, cpl);
 }
 
@@ -89,7 +83,7 @@ const syscall: Helper = (c) => {
   state.set64(R11, BigInt((flags & ~RFLAGS.RF) >>> 0));
   const star = state.get(STAR + 4) & 0xffff;
   const target = state.get64(c.mode64 ? LSTAR : CSTAR);
-  flat(cpu, star & 0xfffc, (star & 0xfffc) + 8, 0, ATTR.L);
+  flat(cpu, star & 0xfffc, (star & 0xfffc) + 8, 0, true);
   setRflags(cpu, flags & ~state.get(SFMASK) & ~RFLAGS.RF);
   updateMode(cpu);
   return changedWithNewTrapFlag(c, target);
@@ -112,9 +106,8 @@ const sysret: Helper = (c) => {
   const to64 = c.size === 8;
   const target = to64 ? state.get64(RCX) : state.get64(RCX) & 0xffff_ffffn;
   if (!canonical(target)) return fault(c, 13, 0);
-  flat(cpu, (to64 ? star + 16 : star) | 3, (star + 8) | 3, 3, to64 ? ATTR.L : ATTR.DB);
-  const mask = ~(RFLAGS.RF | RFLAGS.VM);
-  setRflags(cpu, (Number(state.get64(R11) & 0x3c7fd7n) & mask) | 2);
+  flat(cpu, (to64 ? star + 16 : star) | 3, (star + 8) | 3, 3, to64);
+  setRflags(cpu, (Number(state.get64(R11) & 0xffff_ffffn) & RFLAGS_SYSRET) | 2);
   updateMode(cpu);
   return changedWithNewTrapFlag(c, target);
 };
@@ -125,7 +118,7 @@ const sysenter: Helper = (c) => {
   const cs = state.get(SYSENTER_CS) & 0xfffc;
   if (cs === 0) return fault(c, 13, 0);
   const long = (state.get(EFER) & EFER_BITS.LMA) !== 0;
-  flat(cpu, cs, cs + 8, 0, long ? ATTR.L : ATTR.DB);
+  flat(cpu, cs, cs + 8, 0, long);
   setRflags(cpu, state.rflags & ~(RFLAGS.IF | RFLAGS.VM | RFLAGS.RF));
   state.set64(RSP, state.get64(SYSENTER_ESP));
   updateMode(cpu);
@@ -140,28 +133,19 @@ const sysexit: Helper = (c) => {
   const target = to64 ? state.get64(RDX) : state.get64(RDX) & 0xffff_ffffn;
   const stack = to64 ? state.get64(RCX) : state.get64(RCX) & 0xffff_ffffn;
   if (!canonical(target) || !canonical(stack)) return fault(c, 13, 0);
-  flat(cpu, (cs + (to64 ? 32 : 16)) | 3, (cs + (to64 ? 40 : 24)) | 3, 3, to64 ? ATTR.L : ATTR.DB);
+  flat(cpu, (cs + (to64 ? 32 : 16)) | 3, (cs + (to64 ? 40 : 24)) | 3, 3, to64);
   state.set64(RSP, stack);
   updateMode(cpu);
   return changed(c, target);
-};
-
-const swapgs: Helper = (c) => {
-  const { state } = c.cpu;
-  const gs = REG.segBase + 8 * GS;
-  const old = state.get64(gs);
-  state.set64(gs, state.get64(KERNEL_GS_BASE));
-  state.set64(KERNEL_GS_BASE, old);
-  return 0;
 };
 
 // --- moves -----------------------------------------------------------------------------------------
 
 /** MOV SS and POP SS hold off interrupts and single-step traps for one instruction (SDM vol. 3A, 6.8.3). */
 function segmentLoaded(c: HelperCall, segment: number): number {
+  if (segment !== SS) return 0;
   const next = nextRip(c);
   changed(c, next);
-  if (segment !== SS) return EXIT.changed;
   c.cpu.state.set64(SHADOW_RIP, next);
   return EXIT.changedNoTrap;
 }
@@ -173,13 +157,6 @@ const movToSeg: Helper = (c) => {
   if (selector === undefined) return EXIT.fault;
   if (!loadDataSegment(c.cpu, segment, Number(selector))) return EXIT.fault;
   return segmentLoaded(c, segment);
-};
-
-const movFromSeg: Helper = (c) => {
-  const segment = modrmReg(c);
-  if (segment > GS) return fault(c, 6);
-  const value = BigInt(c.cpu.state.get(SEG_SELECTOR + 4 * segment) & 0xffff);
-  return writeRm(c, c.mem ? 2 : c.size, value) ? 0 : EXIT.fault;
 };
 
 /** Segment of PUSH/POP by opcode byte: 06 0E 16 1E, or 0F A0/A1 (FS), 0F A8/A9 (GS). */
@@ -220,7 +197,7 @@ const loadFarPointer =
     const selector = c.cpu.state.view.getUint16(X87_OPERAND + c.size, true);
     if (!loadDataSegment(c.cpu, segment, selector)) return EXIT.fault;
     writeRegister(c, regOffset(c), c.size, offset);
-    return changed(c, nextRip(c));
+    return 0;
   };
 
 // --- system segments -------------------------------------------------------------------------------
@@ -420,9 +397,7 @@ export function segmentHelpers(set: (id: number, helper: Helper) => void): void 
   set(HELPER.sysret, privileged(sysret));
   set(HELPER.sysenter, sysenter);
   set(HELPER.sysexit, privileged(sysexit));
-  set(HELPER.swapgs, privileged(swapgs));
   set(HELPER.movToSeg, movToSeg);
-  set(HELPER.movFromSeg, movFromSeg);
   set(HELPER.pushSeg, pushSeg);
   set(HELPER.popSeg, popSeg);
   set(HELPER.lss, loadFarPointer(SS));

@@ -6,15 +6,7 @@
 import { CR0_BITS, CR4_BITS, EFER_BITS } from "./bits.ts";
 import { type Cpu, newGeneration, setRflags, updateMode } from "./cpu.ts";
 import { cpuid } from "./cpuid.ts";
-import {
-  canonical,
-  changeableFlags,
-  debugCause,
-  deliverOnce,
-  iret,
-  iretSame,
-  readStack,
-} from "./exceptions.ts";
+import { canonical, changeableFlags, debugCause, deliverOnce, iret, readStack } from "./exceptions.ts";
 import { HELPER } from "./helpers.ts";
 import {
   ATTENTION,
@@ -43,10 +35,9 @@ import {
   SCRATCH,
   SHADOW_RIP,
   SS,
-  TSC_AUX,
   X87_OPERAND,
 } from "./layout.ts";
-import type { Msrs } from "./msr.ts";
+import { Msrs } from "./msr.ts";
 import { RFLAGS } from "./state.ts";
 import { fpuHelpers } from "./system-fpu.ts";
 import { portHelpers } from "./system-io.ts";
@@ -176,7 +167,7 @@ const divide =
     return 0;
   };
 
-// --- identification, time, MSRs --------------------------------------------------------------------
+// --- identification and MSRs --------------------------------------------------------------------
 
 const cpuidHelper: Helper = (c) => {
   const { state, apic } = c.cpu;
@@ -188,21 +179,6 @@ const cpuidHelper: Helper = (c) => {
   return 0;
 };
 
-const rdtsc =
-  (withAux: boolean): Helper =>
-  (c) => {
-    const { state, clock } = c.cpu;
-    if (state.get(CR4) & CR4_BITS.TSD && state.cpl !== 0) return fault(c, 13, 0);
-    const put = (register: number, word: number) => {
-      state.set(register, word);
-      state.set(register + 4, 0);
-    };
-    put(RAX, clock.readLow());
-    put(RDX, clock.high);
-    if (withAux) put(RCX, state.get(TSC_AUX));
-    return 0;
-  };
-
 const rdmsr: Helper = (c) => {
   const value = c.msrs.read(c.cpu.state.get(RCX) >>> 0);
   if (value === undefined) return fault(c, 13, 0);
@@ -213,8 +189,9 @@ const rdmsr: Helper = (c) => {
 const wrmsr: Helper = (c) => {
   const { state } = c.cpu;
   const value = (BigInt(state.get(RDX) >>> 0) << 32n) | BigInt(state.get(RAX) >>> 0);
-  if (!c.msrs.write(state.get(RCX) >>> 0, value)) return fault(c, 13, 0);
-  return changed(c, nextRip(c));
+  const msr = state.get(RCX) >>> 0;
+  if (!c.msrs.write(msr, value)) return fault(c, 13, 0);
+  return Msrs.onlyItself(msr) && !interruptMayWait(c) ? 0 : changed(c, nextRip(c));
 };
 
 const rdrand: Helper = (c) => {
@@ -279,8 +256,7 @@ const int1: Helper = (c) => {
 const into: Helper = (c) =>
   c.cpu.state.rflags & RFLAGS.OF ? softwareInterrupt(() => 4)(c) : changed(c, nextRip(c));
 
-const iretHelper: Helper = (c) =>
-  (c.size === 8 && iretSame(c.cpu)) || iret(c.cpu, c.size) ? EXIT.changed : EXIT.fault;
+const iretHelper: Helper = (c) => (iret(c.cpu, c.size) ? EXIT.changed : EXIT.fault);
 
 const hlt: Helper = (c) => {
   c.cpu.state.rip = nextRip(c);
@@ -529,8 +505,6 @@ export function buildHelpers(): (Helper | undefined)[] {
   set(HELPER.div128, divide(false));
   set(HELPER.idiv128, divide(true));
   set(HELPER.cpuid, cpuidHelper);
-  set(HELPER.rdtsc, rdtsc(false));
-  set(HELPER.rdtscp, rdtsc(true));
   set(HELPER.rdmsr, privileged(rdmsr));
   set(HELPER.wrmsr, privileged(wrmsr));
   set(HELPER.rdpmc, (c) => fault(c, 13, 0));

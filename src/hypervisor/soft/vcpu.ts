@@ -54,6 +54,7 @@ import {
   SS,
   STALE,
   STOP,
+  TLB_MISSES,
   TR,
   X87 as X87_STATE,
 } from "./layout.ts";
@@ -63,6 +64,7 @@ import { setSegment } from "./segments.ts";
 import { SseSlow } from "./sse-slow.ts";
 import { RFLAGS, State } from "./state.ts";
 import { buildHelpers, type Helper, type HelperCall } from "./system.ts";
+import { Times } from "./times.ts";
 
 /** Instructions between two looks at the clock when no timer runs, and the least with one about to fire. */
 const LONG_SLICE = 2_000_000;
@@ -85,6 +87,8 @@ export interface SoftVcpuOptions {
   jit?: boolean | number;
   /** Everything is interpreted a second time and compared; `run` throws at the first difference. */
   lockstep?: boolean;
+  /** Time is measured by what it goes to: {@link SoftVcpuStats.milliseconds}. */
+  measured?: boolean;
   /** Called now and then between slices, when helpers have left some 16 MiB of garbage. */
   collectGarbage?(): void;
 }
@@ -96,7 +100,11 @@ export interface SoftVcpuStats {
   instructionsDecoded: number;
   pagesDropped: number;
   arenaFlushes: number;
+  /** Accesses and fetches that missed the TLB, and those of them that took TypeScript, with all to devices and code pages. */
+  tlbMisses: number;
   slowAccesses: number;
+  /** Calls of TypeScript by instructions. */
+  helperCalls: number;
   regionsCompiled: number;
   instructionsCompiled: number;
   /** Time that the vCPU has waited for compiled code, in all and at most at once. */
@@ -108,6 +116,8 @@ export interface SoftVcpuStats {
   slicesCompared: number;
   slicesSkipped: number;
   exits: Record<string, number>;
+  /** Where the thread's time went, if it was measured: code, its slow accesses and helpers, compiling, each exit. */
+  milliseconds: Record<string, number>;
 }
 
 export class SoftVcpu {
@@ -121,6 +131,8 @@ export class SoftVcpu {
   private readonly call: HelperCall;
   /** By EXIT code. */
   private readonly exits = new Float64Array(Object.keys(EXIT).length);
+  private readonly times: Times | undefined;
+  private helperCalls = 0;
   private readonly reported = new Set<string>();
   private retired = 0;
   private exitsSinceCollection = 0;
@@ -135,6 +147,8 @@ export class SoftVcpu {
     const { memory, ramBytes, bus } = options;
     const state = new State(memory);
     this.state = state;
+    const times = options.measured ? new Times() : undefined;
+    this.times = times;
     const clock = new Clock(state, ramBytes);
     const apic = new Apic(state, clock, 0);
     this.irqchip = new IrqChip(state, clock, apic);
@@ -148,10 +162,13 @@ export class SoftVcpu {
       (page, from, to) => this.cpu.blocks.written(page, from, to),
     );
     const module = options.interpreter ?? new WebAssembly.Module(buildInterpreter());
+    const helper = (descriptor: number, record: number) => this.helper(descriptor, record);
+    const slow = (low: number, high: number, descriptor: number) => mmu.slow(low, high, descriptor);
     this.interpreter = new Interpreter(module, memory, {
-      helper: (descriptor, record) => this.helper(descriptor, record),
-      slow: (low, high, descriptor) => mmu.slow(low, high, descriptor),
+      helper: times ? times.detour("helpers", helper) : helper,
+      slow: times ? times.detour("slow accesses", slow) : slow,
       commit: (low, high, size) => mmu.commit(low, high, size),
+      now: options.lockstep ? () => this.lockstep!.now() : () => performance.now(),
     });
     this.jit =
       options.jit === false
@@ -240,7 +257,9 @@ export class SoftVcpu {
       instructionsDecoded: blocks.instructions,
       pagesDropped: blocks.dropped,
       arenaFlushes: blocks.flushes,
+      tlbMisses: Number(this.state.get64(TLB_MISSES)),
       slowAccesses: mmu.misses,
+      helperCalls: this.helperCalls,
       regionsCompiled: this.jit?.regions ?? 0,
       instructionsCompiled: this.jit?.instructions ?? 0,
       compileMilliseconds: Math.round(this.jit?.time ?? 0),
@@ -249,6 +268,7 @@ export class SoftVcpu {
       slicesCompared: this.lockstep?.compared ?? 0,
       slicesSkipped: this.lockstep?.skipped ?? 0,
       exits: Object.fromEntries(names.map(([name, code]) => [name, this.exits[code]!])),
+      milliseconds: this.times?.report() ?? {},
     };
   }
 
@@ -280,11 +300,13 @@ export class SoftVcpu {
       return;
     }
     const start = performance.now();
+    this.times?.entered(start, this.jit?.time ?? 0);
     const slice = this.slice(start);
     const trap = (state.get(MODE) & MODE_TF) !== 0;
     if (trap) Atomics.store(state.i32, ATTENTION >> 2, -1);
     this.prepare(slice);
     const code = this.lockstep && !trap ? this.lockstep.enter(record) : this.interpreter.enter(record);
+    this.times?.left(performance.now(), code);
     const done = slice - state.get(BUDGET);
     this.retired += done;
     if (done > 100_000) {
@@ -391,6 +413,7 @@ export class SoftVcpu {
       this.state.fault(INTERPRET);
       return EXIT.fault;
     }
+    this.helperCalls++;
     const { call } = this;
     call.record = record;
     call.size = (descriptor >> 8) & 15;

@@ -21,6 +21,7 @@ import {
   TLB_LISTED,
   TLB_LOG,
   TLB_LOG_COUNT,
+  TLB_MISSES,
   TLB_SUPERVISOR,
   TLB_USER,
   XTLB_ENTRIES,
@@ -167,11 +168,14 @@ export function buildWalker(m: ModuleBuilder, slow: FuncRef): Walker {
   const walk = buildWalk(m);
   const fill = buildFill(m);
   const pageOf = (found: Expr) => i32.and(found, c32(~0xfff));
+  const count = (f: Func) =>
+    f.store(8, zeroAddress, TLB_MISSES, i64.add(i64.load(zeroAddress, TLB_MISSES), c64(1)));
 
   const miss = m.func("miss", [I32, I32, I32], [I32]);
   {
     const f = miss;
     const [low, high, descriptor] = [f.param(0), f.param(1), f.param(2)];
+    count(f);
     const full = () => f.returnCall(slow, low, high, descriptor);
     const size = i32.and(descriptor, c32(0xff));
     f.ifRarely(i32.gt_u(i32.add(i32.and(low, c32(0xfff)), size), c32(4096)), full);
@@ -205,6 +209,7 @@ export function buildWalker(m: ModuleBuilder, slow: FuncRef): Walker {
   {
     const f = fetch;
     const [low, high] = [f.param(0), f.param(1)];
+    count(f);
     const found = f.let(f.call(walk.ref, low, high, c32(FETCH)));
     f.if(i32.eqz(found), () => f.return(c32(0)));
     f.call(fill.ref, executeEntry(low), low, high, pageOf(found), found);

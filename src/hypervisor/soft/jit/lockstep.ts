@@ -11,12 +11,15 @@ import type { Interpreter } from "../interpreter.ts";
 import {
   ATTENTION,
   BUDGET,
+  CPL,
   CURRENT,
   EXIT,
   FAULT_CR2,
   FAULT_ERROR,
   FAULT_VECTOR,
   GUEST_BASE,
+  KERNEL_GS_BASE,
+  LDTR_BASE,
   MODE,
   MODE_REPLAY,
   MODE_TAG,
@@ -27,6 +30,7 @@ import {
   REG,
   RETURN_DEPTH,
   RIP,
+  SEG_SELECTOR,
   X87,
   XMM,
 } from "../layout.ts";
@@ -40,13 +44,16 @@ const SLICE = 4000;
 const LISTED = 48;
 const PAGE = 4096;
 const PAGE_FAULT = 14;
-/** CPU state that a slice may change: registers, flags and segment bases, RIP, XMM and MXCSR, x87. */
+/** CPU state that a slice may change: registers, flags, segments, RIP, mode and privilege, XMM and MXCSR, x87. */
 const SAVED: readonly (readonly [from: number, to: number])[] = [
   [REG.gpr, BUDGET],
   [RIP, RIP + 8],
+  [MODE_TAG, CPL + 4],
   [FAULT_VECTOR, FAULT_CR2 + 8],
   [XMM, MXCSR + 4],
   [X87, X87 + 160],
+  [KERNEL_GS_BASE, KERNEL_GS_BASE + 8],
+  [SEG_SELECTOR, LDTR_BASE],
 ];
 const SAVED_BYTES = SAVED.reduce((sum, [from, to]) => sum + to - from, 0);
 const REGISTERS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split(" ");
@@ -82,6 +89,8 @@ export class Lockstep {
   skipped = 0;
   private readonly journal: Journal;
   private readonly before = new Uint8Array(SAVED_BYTES);
+  /** Time during a slice, which is the same both times. */
+  private time = 0;
 
   constructor(
     private readonly state: State,
@@ -92,6 +101,11 @@ export class Lockstep {
     this.journal = new Journal(state);
     // The page walk in WebAssembly finds nothing in RAM, so that every TLB miss comes to the watched path.
     state.set(RAM_SIZE, 0);
+  }
+
+  /** Host time for the guest, as performance.now(). */
+  now(): number {
+    return this.active ? this.time : performance.now();
   }
 
   /** True if helper `id` must not run now: its instruction is to be interpreted by itself. */
@@ -106,6 +120,7 @@ export class Lockstep {
   enter(record: number): number {
     const { state } = this;
     const whole = state.get(BUDGET);
+    this.time = performance.now();
     this.save(this.before);
     const compiled = this.compiledSlice(record, Math.min(whole, SLICE));
     const asked = Atomics.load(state.i32, ATTENTION >> 2) < 0;
@@ -306,6 +321,7 @@ function differences(compiled: Outcome, interpreted: Outcome): string[] {
   field("rip", compiled.rip, interpreted.rip);
   field("rflags", compiled.rflags, interpreted.rflags);
   const [a, b] = [view(compiled.state), view(interpreted.state)];
+  field("cpl", a.getInt32(offsetOf(CPL), true), b.getInt32(offsetOf(CPL), true));
   REGISTERS.forEach((name, r) => {
     field(name, a.getBigUint64(8 * r, true), b.getBigUint64(8 * r, true));
   });
@@ -321,6 +337,9 @@ function differences(compiled: Outcome, interpreted: Outcome): string[] {
   for (const [name, from, to] of [
     ["xmm", XMM, MXCSR + 4],
     ["x87", X87, X87 + 160],
+    ["segment bases", REG.segBase, REG.segBase + 48],
+    ["kernel gs base", KERNEL_GS_BASE, KERNEL_GS_BASE + 8],
+    ["segments", SEG_SELECTOR, LDTR_BASE],
   ] as const) {
     const at = offsetOf(from);
     bytes(

@@ -161,7 +161,6 @@ export const controlInstructions = (): Insn[] => [
   ...insn("int", "cd", "Ib", endHelper(HELPER.int), { end: "indirect", system: true, immediate: "b" }),
   ...insn("into", "ce", "", endHelper(HELPER.into), { end: "indirect", only: "legacy" }),
   ...insn("int1", "f1", "", endHelper(HELPER.int1), { end: "indirect", system: true }),
-  ...insn("iret", "cf", "", endHelper(HELPER.iret), { end: "indirect", size: "v", system: true }),
   ...insn("call far", "9a", "", endHelper(HELPER.callFar), {
     end: "indirect",
     only: "legacy",

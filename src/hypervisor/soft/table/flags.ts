@@ -20,7 +20,7 @@ export function lowFlags(c: Context): Expr {
   );
 }
 /** Sets SF, ZF, AF, PF from the low byte of an i32, and CF and OF from `cf` and `of`. */
-function setLowFlags(c: Context, value: Expr, overflow: Expr): void {
+export function setLowFlags(c: Context, value: Expr, overflow: Expr): void {
   const v = c.f.let(value);
   c.setFlagZ(i64.extend_u(i32.eqz(i32.and(v, c32(0x40)))));
   // The sign bit, and a low byte of odd parity exactly when PF is 0.

@@ -7,10 +7,13 @@ import { flagInstructions } from "./flags.ts";
 import type { Insn } from "./insn.ts";
 import { moveInstructions } from "./move.ts";
 import { multiplyInstructions } from "./multiply.ts";
+import { privilegeInstructions } from "./privilege.ts";
+import { segmentInstructions } from "./segments.ts";
 import { shiftInstructions } from "./shift.ts";
 import { sseInstructions } from "./sse.ts";
 import { stringInstructions } from "./string.ts";
 import { systemInstructions } from "./system.ts";
+import { timeInstructions } from "./time.ts";
 import { x87Instructions } from "./x87.ts";
 
 export type { Insn } from "./insn.ts";
@@ -26,6 +29,9 @@ export const INSTRUCTIONS: readonly Insn[] = [
   ...stringInstructions(),
   ...controlInstructions(),
   ...systemInstructions(),
+  ...privilegeInstructions(),
+  ...segmentInstructions(),
+  ...timeInstructions(),
   ...sseInstructions(),
   ...x87Instructions(),
 ];
