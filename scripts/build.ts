@@ -7,10 +7,13 @@ import { mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs
 import { tmpdir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import { buildInterpreter } from "../src/hypervisor/soft/interpreter.ts";
+import { STARTUP_JIT_POLICY } from "../src/vmm/jit-policy.ts";
 
 const root = join(import.meta.dir, "..");
 /** Workers are looked up in the executable by the name that their file has in the source tree. */
 const ENTRY_POINTS = ["src/main.ts", "src/vmm/vmm-worker.ts", "src/vmm/vcpu-worker.ts"];
+/** Each module costs some 30 us to load, whatever its size. In bytes of source. */
+const MIN_CHUNK_SIZE = 16_384;
 /** Modules of src/vmm that find other files, and what finds them in the executable. */
 const EMBEDDED: Readonly<Record<string, string>> = {
   "interpreter-cache.ts": "interpreter-embedded.ts",
@@ -32,9 +35,11 @@ export async function buildExecutable(outfile: string): Promise<void> {
       bytecode: true,
       // A command loads what it needs; in one piece all of it would be read at each start, and by each Worker.
       splitting: true,
+      minChunkSize: MIN_CHUNK_SIZE,
       minify: { syntax: true, whitespace: true, identifiers: false },
       compile: {
         outfile,
+        jitPolicy: STARTUP_JIT_POLICY,
         // A configuration in the directory where a microVM happens to be started must not change what it does.
         autoloadDotenv: false,
         autoloadBunfig: false,

@@ -11,6 +11,7 @@ import { type Accelerator, chooseAccelerator, describeChoice } from "../vmm/acce
 import { loggerSettings, parseConfig } from "../vmm/config.ts";
 import { ConfigError } from "../vmm/config-error.ts";
 import { Instance } from "../vmm/instance.ts";
+import { compileAsUsual } from "../vmm/jit-policy.ts";
 import type { MicrovmEnd } from "../vmm/microvm.ts";
 import type { SpareVcpu } from "../vmm/spare-vcpu.ts";
 import { EXIT_ERROR, EXIT_OK, exitForSignal, UsageError } from "./exit.ts";
@@ -124,6 +125,8 @@ export async function firecrackerCommand(
     }
     if (flags.configFile !== undefined) await startFromFile(instance, flags.configFile);
     started.resolve();
+    // Without an API this thread serves the devices, and does it there.
+    if (flags.api) compileAsUsual();
     const end = await Promise.race([instance.ended, signalled.promise]);
     await instance.flushMetrics().catch(() => false);
     return report(end ?? undefined, signal(), log.logger);

@@ -2,6 +2,7 @@
 
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { ACCELERATORS } from "../vmm/accel.ts";
+import { compileAsUsual } from "../vmm/jit-policy.ts";
 import { EXIT_BAD_ARGUMENTS, EXIT_OK, explain } from "./exit.ts";
 import { FIRECRACKER_FLAGS } from "./flags.ts";
 import { VERSION } from "./version.ts";
@@ -55,7 +56,10 @@ function addRun(program: Command, done: (code: number) => void): void {
     .option("--boot-args <args>", "more arguments for the guest's kernel")
     .option("--console", "show the kernel's log on stderr")
     .option("--timings", "print on stderr when which step was done")
-    .option("--stats", "print on stderr what the CPU backend counted: instructions, exits, compiled regions")
+    .option(
+      "--stats",
+      "print on stderr what the CPU backend counted (instructions, exits, compiled regions) and where its time went",
+    )
     .action(async (argv: string[], options: import("./run.ts").RunFlags) => {
       const { runCommand } = await import("./run.ts");
       done(await runCommand(argv, options));
@@ -155,6 +159,7 @@ function createProgram(argv: readonly string[], done: (code: number) => void): C
 
 /** Runs the command line and returns the exit code. Errors are told on stderr. */
 export async function main(argv: readonly string[]): Promise<number> {
+  compileAsUsual();
   let code: number = EXIT_OK;
   const program = createProgram(argv, (result) => {
     code = result;

@@ -103,6 +103,7 @@ export async function runCommand(
   const spec: MachineSpec = {
     vcpus: flags.vcpus,
     memMib: flags.mem,
+    measured: flags.stats ?? false,
     kernel: boot.kernel,
     initrd: [boot.initrd, archive],
     bootArgs,

@@ -16,6 +16,9 @@ const SYMBOLS = {
   sigaction: { args: ["i32", "ptr", "u64"], returns: "i32" },
   getpid: { args: [], returns: "i32" },
   gettid: { args: [], returns: "i32" },
+  timer_create: { args: ["i32", "ptr", "ptr"], returns: "i32" },
+  timer_settime: { args: ["u64", "i32", "ptr", "u64"], returns: "i32" },
+  timer_delete: { args: ["u64"], returns: "i32" },
   tgkill: { args: ["i32", "i32", "i32"], returns: "i32" },
 } as const;
 

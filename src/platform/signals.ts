@@ -6,7 +6,7 @@ import { cString } from "./libc.ts";
 import { libcKvm } from "./libc-kvm.ts";
 
 /** A real-time signal that neither glibc (32, 33) nor the runtime uses. */
-const KICK_SIGNAL = 36;
+export const KICK_SIGNAL = 36;
 /** struct sigaction of glibc, x86-64: handler, 128 bytes of mask, flags, restorer. */
 const SIGACTION_BYTES = 152;
 const RTLD_DEFAULT = 0;

@@ -6,9 +6,11 @@
 import type { VmmCommand } from "./commands.ts";
 import type { DeviceHost } from "./device-host.ts";
 import type { Doorbell } from "./doorbell.ts";
+import { compileAsUsual } from "./jit-policy.ts";
 import type { MachinePlan } from "./machine.ts";
 import { describeFailure, type VmmEvent } from "./messages.ts";
-import { createVmmThread, type VmmThread } from "./vmm-thread.ts";
+import type { VcpuHost, VcpuThread } from "./vcpu-host.ts";
+import { createVmmThread, type ResidentVcpu, type VmmThread } from "./vmm-thread.ts";
 
 /**
  * Longest time without a turn, in ms, for timers, and for what no descriptor tells: a signal that came just before the
@@ -18,19 +20,41 @@ const LONGEST_SLEEP = 1000;
 /** A message that was sent before its ring comes with the first turn. This is for one that never comes. */
 const MAX_TURNS = 1000;
 
-export class DevicesHere implements DeviceHost {
+/**
+ * Devices for vCPUs with threads of their own; or, if there are none, for one that this thread runs. `doorbell` is the
+ * machine's.
+ */
+export async function serveHere(
+  doorbell: Doorbell,
+  threads: readonly VcpuThread[],
+): Promise<{ host: DeviceHost; vcpus: readonly VcpuHost[] }> {
+  if (threads.length === 0) {
+    const { VcpuHere } = await import("./vcpu-here.ts");
+    const vcpu = new VcpuHere((thread) => host.hear(thread));
+    const host = new DevicesHere(doorbell, vcpu);
+    return { host, vcpus: [vcpu] };
+  }
+  const host = new DevicesHere(doorbell);
+  for (const thread of threads) host.hear(thread);
+  return { host, vcpus: threads };
+}
+
+class DevicesHere implements DeviceHost {
   private readonly commands: VmmCommand[] = [];
   private thread: VmmThread | undefined;
   private onEvent: (event: VmmEvent) => void = () => {};
   private received = 0;
   private over = false;
 
-  /** `doorbell` counts the messages that come from `workers`. */
+  /** `doorbell` counts the messages of vCPU threads. `resident`: a vCPU that has none. */
   constructor(
-    workers: readonly Worker[],
     private readonly doorbell: Doorbell,
-  ) {
-    for (const worker of workers) worker.addEventListener("message", () => this.received++);
+    private readonly resident?: ResidentVcpu,
+  ) {}
+
+  /** The thread of a vCPU, before it sends messages. */
+  hear({ worker }: VcpuThread): void {
+    worker.addEventListener("message", () => this.received++);
   }
 
   async build(plan: MachinePlan): Promise<void> {
@@ -60,7 +84,8 @@ export class DevicesHere implements DeviceHost {
     try {
       // Whoever built the machine goes on first.
       await eventLoopTurn();
-      for (const _ of thread.turns(LONGEST_SLEEP)) {
+      for (const _ of thread.turns(LONGEST_SLEEP, this.resident)) {
+        compileAsUsual();
         await this.eventLoopTurns();
         if (this.over) return;
       }

@@ -98,6 +98,11 @@ export class InputStream {
     return this.state === "ready";
   }
 
+  /** False at the end of the stream, and while it is stopped. */
+  get isOpen(): boolean {
+    return this.state === "watching" || this.state === "ready" || this.blocked;
+  }
+
   /** True while bytes wait for {@link resume}. */
   get blocked(): boolean {
     return this.held.length > 0;

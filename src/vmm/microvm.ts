@@ -10,7 +10,7 @@ import type { DeviceHost } from "./device-host.ts";
 import { CONTROL_CTRL_ALT_DEL, CONTROL_STOP, type Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import { type OpenDisk, openDisk } from "./file-disk.ts";
 import type { VcpuEvent, VmmEvent } from "./messages.ts";
-import { onWorkerEnd, terminated } from "./workers.ts";
+import type { VcpuHost } from "./vcpu-host.ts";
 
 /** How a microVM ended. */
 export interface MicrovmEnd {
@@ -44,7 +44,7 @@ export interface RunningDrive {
 
 export interface MicrovmParts {
   readonly devices: DeviceHost;
-  readonly vcpus: readonly Worker[];
+  readonly vcpus: readonly VcpuHost[];
   readonly doorbell: Doorbell;
   readonly requestStop: () => void;
   readonly requestPause: () => void;
@@ -82,9 +82,10 @@ export class Microvm {
     });
     parts.devices.serve((event) => this.vmmEvent(event));
     for (const vcpu of parts.vcpus) {
-      vcpu.onmessage = ({ data }: MessageEvent<VcpuEvent>) => this.vcpuEvent(data);
-      vcpu.onerror = (event) => this.fail(`a vCPU thread failed: ${event.message}`);
-      onWorkerEnd(vcpu, () => this.fail("a vCPU thread ended without a word"));
+      vcpu.listen(
+        (event) => this.vcpuEvent(event),
+        (detail) => this.fail(detail),
+      );
     }
   }
 
@@ -212,6 +213,7 @@ export class Microvm {
   }
 
   private vcpuEvent(event: VcpuEvent): void {
+    if (this.finished) return;
     if (event.kind === "failed") {
       this.fail(event.message);
     } else if (event.kind === "paused") {
@@ -272,11 +274,8 @@ export class Microvm {
     this.pauseWaiter?.reject(new Error("the microVM has ended"));
     this.parts.commands.close();
     const { devices, vcpus, endsProcess } = this.parts;
-    for (const vcpu of vcpus) {
-      vcpu.onmessage = null;
-      vcpu.onerror = null;
-    }
     this.settle({ end, consoleTail, stats: this.stats, metrics });
-    if (endsProcess !== true) await Promise.all([devices.terminate(), ...vcpus.map(terminated)]);
+    if (endsProcess !== true)
+      await Promise.all([devices.terminate(), ...vcpus.map((vcpu) => vcpu.terminate())]);
   }
 }

@@ -1,10 +1,13 @@
 /** Worker of the vmm thread: builds all devices and serves them until the machine stops. */
 
 import type { VmmCommand } from "./commands.ts";
+import { compileAsUsual, compileLater } from "./jit-policy.ts";
 import { describeFailure, type VmmEvent, type VmmStart } from "./messages.ts";
 import { createVmmThread } from "./vmm-thread.ts";
 
 declare const self: Worker;
+
+compileLater();
 
 const post = (event: VmmEvent) => self.postMessage(event);
 
@@ -18,6 +21,7 @@ self.onmessage = async ({ data: { plan, commands } }: MessageEvent<VmmStart>) =>
   try {
     const thread = await createVmmThread(plan, post, () => nextCommand(commands));
     post({ kind: "ready" });
+    compileAsUsual();
     thread.run();
     post({ kind: "stopped", consoleTail: thread.consoleTail, metrics: thread.metrics });
   } catch (error) {

@@ -4,7 +4,7 @@
  */
 
 import { afterAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import { writeConfig } from "../../bench/monitor.ts";
@@ -15,6 +15,8 @@ const MAIN = join(import.meta.dir, "../../src/main.ts");
 const MEM_MIB = 16;
 /** For a machine that is busy with other things. */
 const TIMEOUT = 30_000;
+/** More than the serial port and the pipe behind it hold, in bytes. */
+const FLOOD = 200_000;
 const hasKvm = existsSync("/dev/kvm");
 if (!hasKvm) console.log("skip: there is no /dev/kvm");
 
@@ -29,6 +31,12 @@ function floods(): GuestCode {
   return guest;
 }
 
+/** Names of a process's threads. */
+function threadNames(pid: number): string[] {
+  const tasks = `/proc/${pid}/task`;
+  return readdirSync(tasks).map((task) => readFileSync(`${tasks}/${task}/comm`, "latin1").trim());
+}
+
 /** An exception without a table of handlers. */
 function tripleFault(): GuestCode {
   const guest = new GuestCode();
@@ -40,15 +48,15 @@ function tripleFault(): GuestCode {
 describe.each(hasKvm ? ["soft", "kvm"] : ["soft"])("%s", (accel) => {
   let guests = 0;
 
-  function start(guest: GuestCode) {
+  function command(guest: GuestCode): string[] {
     const kernel = join(dir, `${accel}-${guests++}`);
     writeGuest(kernel, guest);
     const config = writeConfig(dir, `config-${accel}-${guests}`, kernel, MEM_MIB);
-    const child = Bun.spawn([process.execPath, MAIN, "--no-api", "--config-file", config, "--accel", accel], {
-      stdin: "ignore",
-      stdout: "pipe",
-      stderr: "pipe",
-    });
+    return [process.execPath, MAIN, "--no-api", "--config-file", config, "--accel", accel];
+  }
+
+  function start(guest: GuestCode, stdin: "ignore" | "pipe" = "ignore") {
+    const child = Bun.spawn(command(guest), { stdin, stdout: "pipe", stderr: "pipe" });
     const output = child.stdout.getReader();
     return {
       child,
@@ -79,6 +87,49 @@ describe.each(hasKvm ? ["soft", "kvm"] : ["soft"])("%s", (accel) => {
       expect(await heard()).toBe("t");
       expect(await stderr()).toContain("Error: The guest stopped by a triple fault");
       expect(await child.exited).toBe(1);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    "a vCPU on KVM has a thread only if something else has to be waited for",
+    async () => {
+      const plain = start(saysAndSleeps("s"));
+      expect(await plain.heard()).toBe("s");
+      expect(threadNames(plain.child.pid).includes("Worker")).toBe(accel === "soft");
+      plain.child.kill("SIGTERM");
+
+      const withInput = start(saysAndSleeps("s"), "pipe");
+      expect(await withInput.heard()).toBe("s");
+      expect(threadNames(withInput.child.pid)).toContain("Worker");
+      withInput.child.kill("SIGTERM");
+
+      // Nobody reads on, so the guest has to wait for room, which somebody else must notice.
+      const flooding = start(floods());
+      expect(await flooding.heard()).toMatch(/^x+$/);
+      while (!threadNames(flooding.child.pid).includes("Worker")) await Bun.sleep(5);
+      for (let bytes = 0; bytes < FLOOD; ) bytes += (await flooding.heard())?.length ?? Number.NaN;
+      flooding.child.kill("SIGTERM");
+      while ((await flooding.heard()) !== undefined);
+      const ended = [plain, withInput, flooding].map(({ child }) => child.exited);
+      expect(await Promise.all(ended)).toEqual([143, 143, 143]);
+    },
+    TIMEOUT,
+  );
+
+  test(
+    "and if the guest makes much work for the devices",
+    async () => {
+      const path = join(dir, `${accel}-flood`);
+      const child = Bun.spawn(command(floods()), {
+        stdin: "ignore",
+        stdout: Bun.file(path),
+        stderr: "ignore",
+      });
+      while (!threadNames(child.pid).includes("Worker") || statSync(path).size === 0) await Bun.sleep(5);
+      child.kill("SIGTERM");
+      expect(await child.exited).toBe(143);
+      expect(readFileSync(path, "latin1")).toMatch(/^x+$/);
     },
     TIMEOUT,
   );
