@@ -1,5 +1,6 @@
 /** Waiting for many descriptors at once (epoll(7)), level-triggered unless {@link EPOLLET} is asked for. */
 
+import { dlopen, FFIType } from "bun:ffi";
 import { check, lastErrno, SystemError } from "./errno.ts";
 import { ERRNO } from "./errno-numbers.ts";
 import { closeFile } from "./files.ts";
@@ -12,6 +13,10 @@ const EPOLL_CTL_MOD = 3;
 /** struct epoll_event is packed on x86-64: u32 events, u64 data. */
 const EVENT_BYTES = 12;
 const MAX_EVENTS = 16;
+/** Number of epoll_pwait2(2) on x86-64, Linux 5.11. */
+const SYS_EPOLL_PWAIT2 = 441;
+/** A sleep that may be longer than this, ms, need not be exact to less than one. */
+const LONG_SLEEP = 10;
 
 export const EPOLLIN = 1;
 export const EPOLLOUT = 4;
@@ -19,6 +24,16 @@ export const EPOLLERR = 8;
 export const EPOLLHUP = 16;
 /** Edge-triggered: a call comes when something becomes ready, not as long as it is. */
 export const EPOLLET = 0x8000_0000;
+
+function load() {
+  // What reads errno: opening it between a failed call and that would overwrite it.
+  libc();
+  return dlopen("libc.so.6", {
+    syscall: { args: ["i64", "i64", "ptr", "i64", "ptr", "ptr", "u64"], returns: FFIType.i64_fast },
+  }).symbols;
+}
+
+let symbols: ReturnType<typeof load> | undefined;
 
 /** `events`: EPOLL bits. EPOLLERR and EPOLLHUP come without being asked for. */
 export type ReadyHandler = (events: number) => void;
@@ -30,6 +45,10 @@ export class Epoll {
   private readonly eventView = new DataView(this.event.buffer);
   private readonly ready = new Uint8Array(EVENT_BYTES * MAX_EVENTS);
   private readonly readyView = new DataView(this.ready.buffer);
+  /** struct timespec. */
+  private readonly timeout = new BigInt64Array(2);
+  /** The kernel has epoll_pwait2, as far as is known. */
+  private exact = true;
 
   constructor() {
     this.fd = check(libc().epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
@@ -67,10 +86,11 @@ export class Epoll {
 
   /**
    * Sleeps up to `timeoutMs` (-1: for ever; 0: not at all), then calls the handlers of what is ready. Returns false if
-   * nothing was: time is up, or a signal interrupted the sleep.
+   * nothing was: time is up, or a signal interrupted the sleep. A fraction of a millisecond counts in short sleeps if the
+   * kernel is Linux 5.11 or newer, and is rounded up otherwise.
    */
   wait(timeoutMs: number): boolean {
-    const count = libc().epoll_wait(this.fd, this.ready, MAX_EVENTS, timeoutMs);
+    const count = this.sleep(timeoutMs);
     if (count < 0) {
       const errno = lastErrno();
       if (errno === ERRNO.EINTR) return false;
@@ -83,6 +103,20 @@ export class Epoll {
       this.handlers.get(fd)?.handler(events);
     }
     return count > 0;
+  }
+
+  /** Fills `ready` and returns how many there are, or a negative number. */
+  private sleep(timeoutMs: number): number {
+    if (!this.exact || Number.isInteger(timeoutMs) || timeoutMs > LONG_SLEEP) {
+      return libc().epoll_wait(this.fd, this.ready, MAX_EVENTS, Math.ceil(timeoutMs));
+    }
+    symbols ??= load();
+    this.timeout[1] = BigInt(Math.ceil(timeoutMs * 1e6));
+    const { syscall } = symbols;
+    const count = Number(syscall(SYS_EPOLL_PWAIT2, this.fd, this.ready, MAX_EVENTS, this.timeout, null, 0));
+    if (count >= 0 || lastErrno() !== ERRNO.ENOSYS) return count;
+    this.exact = false;
+    return this.sleep(timeoutMs);
   }
 
   close(): void {

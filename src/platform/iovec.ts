@@ -18,6 +18,20 @@ function load() {
 
 let symbols: ReturnType<typeof load> | undefined;
 
+const SYMBOLS_NOW = {
+  preadv2: { args: ["i32", "ptr", "i32", "i64", "i32"], returns: FFIType.i64_fast },
+} as const;
+
+function loadNow() {
+  libc();
+  return dlopen("libc.so.6", SYMBOLS_NOW).symbols;
+}
+
+let symbolsNow: ReturnType<typeof loadNow> | undefined;
+
+/** Of preadv2(2): only what is there without waiting for a device. */
+const RWF_NOWAIT = 8;
+
 const SYMBOLS_AT = {
   preadv: { args: ["i32", "ptr", "i32", "i64"], returns: FFIType.i64_fast },
   pwritev: { args: ["i32", "ptr", "i32", "i64"], returns: FFIType.i64_fast },
@@ -117,6 +131,20 @@ function transferAt(
  */
 export function readVectorAt(fd: number, into: readonly Uint8Array[], offset: number): number {
   return transferAt("preadv", fd, into, offset);
+}
+
+/**
+ * Reads from `offset` (bytes) what is in the page cache, up to all of `into`, and returns the bytes read; undefined if
+ * that would have to wait. Throws {@link SystemError}: EOPNOTSUPP on file systems that cannot tell.
+ */
+export function readVectorNow(fd: number, into: readonly Uint8Array[], offset: number): number | undefined {
+  symbolsNow ??= loadNow();
+  const count = fill(into);
+  const value = Number(symbolsNow.preadv2(fd, vector, count, offset, RWF_NOWAIT));
+  if (value >= 0) return value;
+  const errno = lastErrno();
+  if (errno === ERRNO.EAGAIN || errno === ERRNO.EINTR) return undefined;
+  throw new SystemError("preadv2", errno);
 }
 
 /** Writes all of `from` at `offset`, and returns fewer bytes only if the kernel takes no more without an error. */

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { EPOLLIN, Epoll } from "./epoll.ts";
 import { SystemError } from "./errno.ts";
+import { ERRNO } from "./errno-numbers.ts";
 import { EventFd } from "./eventfd.ts";
 import {
   blockDeviceSize,
@@ -19,6 +20,7 @@ import {
   waitWritable,
   writeAt,
 } from "./files.ts";
+import { readVectorNow } from "./iovec.ts";
 import { fillRandom } from "./random.ts";
 import { isTerminal, setRawMode } from "./tty.ts";
 
@@ -124,6 +126,19 @@ describe("files", () => {
 });
 
 describe("epoll", () => {
+  test("a sleep shorter than a millisecond ends by itself, and early if something is ready", () => {
+    const epoll = new Epoll();
+    const event = EventFd.create();
+    epoll.watch(event.fd, EPOLLIN, () => event.clear());
+    const start = performance.now();
+    expect(epoll.wait(0.3)).toBe(false);
+    expect(performance.now() - start).toBeGreaterThanOrEqual(0.3);
+    event.signal();
+    expect(epoll.wait(9.5)).toBe(true);
+    epoll.close();
+    event.close();
+  });
+
   test("calls the handler while the descriptor is ready, and not when not asked", () => {
     const epoll = new Epoll();
     const event = EventFd.create();
@@ -162,6 +177,30 @@ test("random bytes fill shared memory to the last byte and no further", () => {
   fillRandom(shared.subarray(0, 512));
   expect(shared.subarray(448, 512).some((byte) => byte !== 0)).toBe(true);
   expect(shared.subarray(512).every((byte) => byte === 0)).toBe(true);
+});
+
+test("what is in the page cache is read at once, up to the end of the file", () => {
+  const fd = openFile(join(dir, "cached"), { write: true, create: true });
+  writeAt(fd, Uint8Array.of(1, 2, 3, 4, 5), 0);
+  const into = [new Uint8Array(2), new Uint8Array(8)];
+  const knows = () => {
+    try {
+      return readVectorNow(fd, into, 1);
+    } catch (error) {
+      // tmpfs does not know.
+      expect(error).toMatchObject({ errno: ERRNO.EOPNOTSUPP });
+      return undefined;
+    }
+  };
+  if (knows() === 4) {
+    expect(into.map((part) => [...part])).toEqual([
+      [2, 3],
+      [4, 5, 0, 0, 0, 0, 0, 0],
+    ]);
+    expect(readVectorNow(fd, into, 5)).toBe(0);
+  }
+  closeFile(fd);
+  expect(caught(() => readVectorNow(fd, into, 0)).code).toBe("EBADF");
 });
 
 test("a file is no terminal", () => {

@@ -48,6 +48,11 @@ export class RateLimiter {
     return this.waiting;
   }
 
+  /** True if it may ever say no. */
+  get limits(): boolean {
+    return this.ops !== undefined || this.bandwidth !== undefined;
+  }
+
   /** Takes one operation of `bytes` and says yes, or takes nothing and says no. */
   allow(bytes: number): boolean {
     if (this.waiting) return false;

@@ -135,7 +135,7 @@ export class DiskRing {
 /** The file of a drive behind its ring. Discards and zeros are done when the call returns. */
 export class AsyncFileDisk implements AsyncDisk {
   readonly size: number;
-  private readonly fd: number;
+  readonly fd: number;
   private readonly file: FileDisk;
 
   constructor(

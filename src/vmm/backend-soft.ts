@@ -34,13 +34,14 @@ function jitOptions(asked: string | undefined): { jit: boolean | number; lockste
 }
 
 export const backend: Backend = {
+  slowGuest: true,
   createMemory: createSoftMemory,
   irqLine: (memory, gsi) => new SoftIrqLine(memory, gsi),
   writeHook: softWriteHook,
   requestStop,
   requestPause,
   requestResume,
-  async createVcpu({ memory, ramBytes, pio, mmio, log, onPaused }) {
+  async createVcpu({ memory, ramBytes, measured = false, pio, mmio, log, onPaused }) {
     const [{ SoftVcpu }, interpreter] = await Promise.all([
       import("../hypervisor/soft/vcpu.ts"),
       loadInterpreter(),
@@ -52,6 +53,7 @@ export const backend: Backend = {
       collectGarbage: () => Bun.gc(true),
       memory,
       ramBytes,
+      measured,
       log,
       onPaused,
       bus: {
@@ -65,9 +67,11 @@ export const backend: Backend = {
       setBootRegisters: (registers) => vcpu.setBootRegisters(registers),
       run: () => vcpu.run(),
       stats() {
-        const { exits, ...counters } = vcpu.stats();
-        const named = Object.entries(exits).map(([reason, count]) => [`exits: ${reason}`, count] as const);
-        return { ...counters, ...Object.fromEntries(named) };
+        const { exits, milliseconds, ...counters } = vcpu.stats();
+        const named: Record<string, number> = {};
+        for (const [reason, count] of Object.entries(exits)) named[`exits: ${reason}`] = count;
+        for (const [what, time] of Object.entries(milliseconds)) named[`ms: ${what}`] = Math.round(time);
+        return { ...counters, ...named };
       },
     };
   },

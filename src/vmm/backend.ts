@@ -9,10 +9,12 @@ import type { WriteHook } from "../memory/guest-memory.ts";
 import type { EventFd } from "../platform/eventfd.ts";
 import type { Bus } from "./bus.ts";
 
-/** Guest RAM: starts `base` bytes into the shared memory's buffer. */
+/** Guest RAM: starts `base` bytes into the shared memory's buffer; what lies above the MMIO gap is at `high`. */
 export interface BackendMemory {
   readonly memory: WebAssembly.Memory;
   readonly base: number;
+  /** See `GuestMemoryLayout`. */
+  readonly high?: number | undefined;
 }
 
 export interface VcpuOptions {
@@ -20,6 +22,8 @@ export interface VcpuOptions {
   readonly index: number;
   /** Two vCPUs are the threads of one core. Without meaning if there is one. */
   readonly smt?: boolean | undefined;
+  /** {@link Vcpu.stats} is to say where the time went, as far as the backend can. */
+  readonly measured?: boolean | undefined;
   readonly memory: WebAssembly.Memory;
   readonly ramBytes: number;
   readonly pio: Bus;
@@ -34,11 +38,21 @@ export interface Vcpu {
   setBootRegisters(registers: BootRegisters): void;
   /** Runs the guest on this thread until it ends. */
   run(): VcpuEnd;
-  /** Counters for `--timings`, by name. */
+  /**
+   * If the backend has {@link Backend.leavesGuest}: does the same, and returns undefined when `leave`, which is asked
+   * after each exit and (`interrupted`) after each signal, says so. The guest goes on with the next call, or with a vCPU
+   * of the same index made on another thread.
+   */
+  runUntil?(leave: (interrupted: boolean) => boolean): VcpuEnd | undefined;
+  /** Counters for `--stats`, by name. */
   stats(): Record<string, number>;
 }
 
 export interface Backend {
+  /** Its vCPUs have `runUntil`, so one may share its thread with the devices. */
+  readonly leavesGuest?: boolean;
+  /** See `TransportEvents.slowGuest`. */
+  readonly slowGuest?: boolean;
   /** RAM of `ramBytes` (a multiple of 64 KiB), zeroed, and whatever the backend keeps beside it. */
   createMemory(ramBytes: number, vcpus: number): BackendMemory;
   /** Interrupt line `gsi`, for the calling thread. */

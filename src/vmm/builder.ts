@@ -8,7 +8,7 @@ import { Logger } from "../observe/logger.ts";
 import { SystemError } from "../platform/errno.ts";
 import { EventFd } from "../platform/eventfd.ts";
 import { closeFile } from "../platform/files.ts";
-import { loadBackend } from "./backend.ts";
+import { type BackendMemory, loadBackend } from "./backend.ts";
 import { CommandSender } from "./commands.ts";
 import { ConfigError } from "./config-error.ts";
 import { type DeviceHost, DeviceThread } from "./device-host.ts";
@@ -16,14 +16,13 @@ import { CONTROL_STOP, Doorbell, SLOT_CONTROL } from "./doorbell.ts";
 import { openDisk } from "./file-disk.ts";
 import { concatenated, kernelSource } from "./file-source.ts";
 import { type MachinePlan, planMachine, type VirtioDevicePlan } from "./machine.ts";
-import type { VcpuCommand, VcpuEvent } from "./messages.ts";
 import { Microvm, type MicrovmEvents, type RunningDrive } from "./microvm.ts";
-import type { BufferRange } from "./reclaim.ts";
+import type { HostRange } from "./reclaim.ts";
 import type { SpareVcpu } from "./spare-vcpu.ts";
 import type { DriveSpec, MachineSpec } from "./spec.ts";
 import type { Timings } from "./timings.ts";
+import { type VcpuHost, VcpuThread } from "./vcpu-host.ts";
 import { VCPU_WORKER } from "./worker-urls.ts";
-import { nextEvent, terminated } from "./workers.ts";
 
 export interface BuildOptions {
   /** See `loadBackend`. */
@@ -31,7 +30,8 @@ export interface BuildOptions {
   readonly events?: MicrovmEvents;
   /**
    * The calling thread serves the devices, instead of one of their own: it sleeps in epoll_wait and gives its event loop
-   * a turn when there is something for it. For a process without other business.
+   * a turn when there is something for it. It runs the vCPU as well, if the guest has one, no virtio device and a backend
+   * that can do that, and there is no `vcpuThread`. For a process without other business.
    */
   readonly devicesHere?: boolean | undefined;
   /** The process ends with the microVM, so nothing need be given back when it has ended. */
@@ -59,15 +59,16 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
   const log = new Logger(spec.log, "main");
 
   checkDescriptors(spec);
+  const backend = await loadBackend(options.backend);
   // Threads take longest to come up, so they begin at once and load their code while the rest is made ready.
   const thread = options.devicesHere === true ? undefined : new DeviceThread();
-  const vcpus = Array.from(
-    { length: spec.vcpus },
-    () => options.vcpuThread?.take() ?? new Worker(VCPU_WORKER),
+  const oneForAll =
+    thread === undefined && options.vcpuThread === undefined && backend.leavesGuest === true && isPlain(spec);
+  const threads = Array.from(
+    { length: oneForAll ? 0 : spec.vcpus },
+    (_, i) => new VcpuThread(options.vcpuThread?.take() ?? new Worker(VCPU_WORKER), i, options.backend),
   );
-  for (const vcpu of vcpus) {
-    vcpu.postMessage({ kind: "load", backend: options.backend } satisfies VcpuCommand);
-  }
+  let vcpus: readonly VcpuHost[] = threads;
   const drives: RunningDrive[] = [];
   const wake = EventFd.create();
   let releaseBackend = () => {};
@@ -90,11 +91,11 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
       drives.push({ id, readOnly, async: ioEngine === "Async", disk: openDisk(id, path, readOnly) });
     }
 
-    const backend = await loadBackend(options.backend);
     const ramBytes = spec.memMib * MIB;
-    const { memory, base } = createMemory(() => backend.createMemory(ramBytes, spec.vcpus), spec.memMib);
+    const made = createMemory(() => backend.createMemory(ramBytes, spec.vcpus), spec.memMib);
+    const { memory } = made;
     releaseBackend = () => backend.release?.(memory);
-    const ram = guestRam(memory, base, ramBytes);
+    const ram = guestRam(made, ramBytes);
     const plan = planMachine({
       backend: options.backend,
       memory,
@@ -106,26 +107,28 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
       mmds: spec.mmds,
       bootTimer: spec.bootTimer,
       smt: spec.smt ?? false,
+      measured: spec.measured ?? false,
       startedAt,
       startedCpu: user + system,
       log: spec.log,
     });
     const bell = new Doorbell(plan.shared, plan.doorbell, wake);
     doorbell = bell;
-    const host = thread ?? new (await import("./devices-here.ts")).DevicesHere(vcpus, bell);
+    let host: DeviceHost | undefined = thread;
+    if (host === undefined) {
+      const { serveHere } = await import("./devices-here.ts");
+      ({ host, vcpus } = await serveHere(bell, threads));
+    }
     devices = host;
     timings?.mark("memory");
 
-    const vcpusReady = Promise.all(vcpus.map((vcpu, i) => nextEvent<VcpuEvent>(vcpu, `vCPU ${i}`)));
-    for (const [index, vcpu] of vcpus.entries()) {
-      vcpu.postMessage({ kind: "start", plan, index } satisfies VcpuCommand);
-    }
+    const vcpusReady = Promise.all(vcpus.map((vcpu) => vcpu.build(plan)));
     // Waited for below; a thread that fails while the kernel loads must not count as an unhandled rejection.
     vcpusReady.catch(() => {});
     const devicesReady = host.build(plan);
     devicesReady.catch(() => {});
 
-    const fileRanges: BufferRange[] = [];
+    const fileRanges: HostRange[] = [];
     const kernel = kernelSource(spec.kernel, defaultCacheDir(), (ranges) => fileRanges.push(...ranges));
     const boot = loadKernel(new GuestMemory(ram), kernel, {
       cmdline: commandLine(spec, plan),
@@ -159,10 +162,7 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
       // Served before anything that the guest can ask for. It fails only if the microVM ends.
       sender.send({ kind: "file-ranges", ranges: fileRanges }).catch(() => {});
     }
-    for (const [index, vcpu] of vcpus.entries()) {
-      const registers = index === 0 ? boot.registers : undefined;
-      vcpu.postMessage({ kind: "run", registers } satisfies VcpuCommand);
-    }
+    for (const [index, vcpu] of vcpus.entries()) vcpu.run(index === 0 ? boot.registers : undefined);
     await vcpusReady;
     timings?.mark("threads ready");
     return microvm;
@@ -170,7 +170,7 @@ export async function buildMicrovm(spec: MachineSpec, options: BuildOptions): Pr
     // The device thread may sleep in epoll_wait, where only the doorbell reaches it.
     doorbell?.ring(SLOT_CONTROL, CONTROL_STOP);
     // Until they are gone their threads may be in the middle of using it.
-    void Promise.all([devices?.terminate(), ...vcpus.map(terminated)]).then(release);
+    void Promise.all([devices?.terminate(), ...vcpus.map((vcpu) => vcpu.terminate())]).then(release);
     closeDrives();
     throw error;
   }
@@ -197,6 +197,13 @@ function checkDescriptors(spec: MachineSpec): void {
   }
 }
 
+/** One vCPU, and no virtio device. */
+function isPlain(spec: MachineSpec): boolean {
+  const { vcpus, drives, networks = [], program, vsock, balloon, entropy } = spec;
+  if (vcpus > 1 || drives.length > 0 || networks.length > 0 || entropy) return false;
+  return program === undefined && vsock === undefined && balloon === undefined;
+}
+
 function createMemory<T>(create: () => T, memMib: number): T {
   try {
     return create();
@@ -208,11 +215,11 @@ function createMemory<T>(create: () => T, memMib: number): T {
   }
 }
 
-function guestRam(memory: WebAssembly.Memory, base: number, size: number): GuestMemoryLayout {
+function guestRam({ memory, base, high }: BackendMemory, size: number): GuestMemoryLayout {
   const { buffer } = memory;
   if (!(buffer instanceof SharedArrayBuffer))
     throw new Error("guest memory of the CPU backend is not shared");
-  return { buffer, base, size };
+  return { buffer, base, size, high };
 }
 
 /** In the order of their windows: the drives first, so that the root drive is /dev/vda. */

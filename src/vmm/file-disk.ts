@@ -83,7 +83,7 @@ export function diskId(status: Pick<FileStatus, "dev" | "rdev" | "ino">): Uint8A
 /** Transfers go straight between guest RAM and the file. All methods throw {@link SystemError}. */
 export class FileDisk implements DiskFile {
   readonly size: number;
-  private readonly fd: number;
+  readonly fd: number;
 
   constructor(disk: OpenDisk) {
     this.fd = disk.fd;

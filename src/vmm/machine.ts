@@ -9,6 +9,7 @@ import { BOOT_TIMER_SHARED_BYTES } from "../devices/legacy/boot-timer.ts";
 import { I8042_SHARED_BYTES } from "../devices/legacy/i8042.ts";
 import { PM1_SHARED_BYTES } from "../devices/legacy/pm1.ts";
 import { SERIAL_SHARED_BYTES } from "../devices/legacy/serial.ts";
+import { DISK_SHARE_BYTES } from "../devices/virtio/block/disk-share.ts";
 import { MMIO_SHARED_BYTES } from "../devices/virtio/mmio/registers.ts";
 import type { GuestMemoryLayout } from "../memory/guest-memory.ts";
 import type { MmdsConfig } from "../mmds/mmds.ts";
@@ -41,6 +42,8 @@ export interface VirtioPlan extends VirtioMmioRange {
   /** Start of the transport's registers in {@link MachinePlan.shared}, in bytes. */
   readonly offset: number;
   readonly device: VirtioDevicePlan;
+  /** Of a block device: where its `DiskShare` is, likewise. */
+  readonly share?: number | undefined;
 }
 
 export interface MachinePlan {
@@ -65,6 +68,8 @@ export interface MachinePlan {
   readonly bootTimer: boolean;
   /** Two vCPUs are the threads of one core. */
   readonly smt: boolean;
+  /** See VcpuOptions. */
+  readonly measured: boolean;
   /** When building began, what the boot timer counts from: Unix time in ms, and CPU time of the process in us. */
   readonly startedAt: number;
   readonly startedCpu: number;
@@ -97,6 +102,7 @@ export interface PlanOptions
     | "mmds"
     | "bootTimer"
     | "smt"
+    | "measured"
     | "startedAt"
     | "startedCpu"
     | "log"
@@ -129,6 +135,7 @@ export function planMachine(options: PlanOptions): MachinePlan {
     gsi: GSI_LEGACY_START + i,
     offset: layout.take(MMIO_SHARED_BYTES),
     device,
+    share: device.kind === "block" ? layout.take(DISK_SHARE_BYTES) : undefined,
   }));
   return {
     ...rest,

@@ -79,6 +79,8 @@ export interface MachineSpec {
   readonly vcpus: number;
   /** Two vCPUs are the threads of one core. False by default. */
   readonly smt?: boolean | undefined;
+  /** The vCPUs measure where their time goes. False by default. */
+  readonly measured?: boolean | undefined;
   readonly memMib: number;
   /** Open kernel file: vmlinux or bzImage. */
   readonly kernel: FileSource;

@@ -35,10 +35,10 @@ export class Timers implements TimerSource {
     };
   }
 
-  /** Time until the earliest timer in whole ms, rounded up; -1 if none is set. */
+  /** Time until the earliest timer, ms; -1 if none is set. */
   get timeout(): number {
     const first = this.heap[0];
-    return first === undefined ? -1 : Math.max(0, Math.ceil(first.at - this.now()));
+    return first === undefined ? -1 : Math.max(0, first.at - this.now());
   }
 
   /** Calls what is due. What callbacks set anew for now is left to the next call. */

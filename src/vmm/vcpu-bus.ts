@@ -16,6 +16,7 @@ import { I8042 } from "../devices/legacy/i8042.ts";
 import { Pm1Registers } from "../devices/legacy/pm1.ts";
 import { Serial } from "../devices/legacy/serial.ts";
 import type { IrqLine } from "../devices/types.ts";
+import type { VcpuReads } from "../devices/virtio/block/vcpu-reads.ts";
 import { MmioFront } from "../devices/virtio/mmio/front.ts";
 import { EventFd } from "../platform/eventfd.ts";
 import { Bus } from "./bus.ts";
@@ -32,6 +33,8 @@ export interface VcpuBusOptions {
   /** Index of this vCPU. */
   readonly index: number;
   readonly irqLine: (gsi: number) => IrqLine;
+  /** By virtio device: what serves its first queue on this thread, as far as it can. */
+  readonly disks?: readonly (VcpuReads | undefined)[] | undefined;
   /** The guest pulled the reset line. */
   readonly onReset: () => void;
   /** The guest's init wrote to the boot timer. */
@@ -40,7 +43,7 @@ export interface VcpuBusOptions {
 
 /** Builds the port and memory buses of one vCPU. */
 export function createVcpuBus(options: VcpuBusOptions): { pio: Bus; mmio: Bus } {
-  const { plan, index, irqLine, onReset, onBoot } = options;
+  const { plan, index, irqLine, disks, onReset, onBoot } = options;
   const { shared } = plan;
   const doorbell = new Doorbell(shared, plan.doorbell, new EventFd(plan.wakeFd));
   const mailbox = new Mailbox(shared, plan.mailboxes[index]!, index, doorbell);
@@ -58,8 +61,11 @@ export function createVcpuBus(options: VcpuBusOptions): { pio: Bus; mmio: Bus } 
     mmio.insert(BOOT_TIMER_START, BOOT_TIMER_SIZE, new BootTimer(shared, plan.bootTimerOffset, onBoot));
   }
   for (const [i, { gpa, size, offset }] of plan.virtio.entries()) {
+    const disk = disks?.[i];
     const link = {
-      notify: (queue: number) => doorbell.ring(SLOT_VIRTIO + i, queue),
+      notify: (queue: number) => {
+        if (disk === undefined || queue !== 0 || !disk.serve()) doorbell.ring(SLOT_VIRTIO + i, queue);
+      },
       call: (command: number, arg0: number, arg1: number) => mailbox.call(i, command, arg0, arg1),
     };
     mmio.insert(gpa, size, new MmioFront(shared, offset, link));

@@ -3,6 +3,7 @@
 import type { BalloonState } from "../devices/virtio/balloon/balloon.ts";
 import { BlockDevice } from "../devices/virtio/block/block.ts";
 import type { AsyncDisk, DiskFile } from "../devices/virtio/block/disk.ts";
+import type { DiskShare } from "../devices/virtio/block/disk-share.ts";
 import type { VirtioDevice } from "../devices/virtio/device.ts";
 import type { NetDevice } from "../devices/virtio/net/net.ts";
 import { RngDevice } from "../devices/virtio/rng/rng.ts";
@@ -56,7 +57,8 @@ export class VirtioDevices {
 
   constructor(private readonly services: DeviceServices) {}
 
-  create(plan: Exclude<VirtioDevicePlan, { kind: "console" }>): VirtioDevice {
+  /** `share`: of a block device whose requests a vCPU's thread may do too. */
+  create(plan: Exclude<VirtioDevicePlan, { kind: "console" }>, share?: DiskShare): VirtioDevice {
     const { epoll, timers, log } = this.services;
     switch (plan.kind) {
       case "block": {
@@ -73,6 +75,7 @@ export class VirtioDevices {
           segMax: BLOCK_SEG_MAX,
           rateLimiter: plan.rateLimiter,
           timers,
+          share,
         });
         this.blocks.set(plan.id, device);
         return device;

@@ -6,6 +6,7 @@
 import { I8042_GSI, SERIAL_GSI } from "../boot/layout.ts";
 import { I8042Back } from "../devices/legacy/i8042.ts";
 import { SerialBack } from "../devices/legacy/serial.ts";
+import { DiskShare } from "../devices/virtio/block/disk-share.ts";
 import type { VirtioDevice } from "../devices/virtio/device.ts";
 import { createMmio, type MmioBack } from "../devices/virtio/mmio/back.ts";
 import { QUEUE_NOTIFY } from "../devices/virtio/mmio/registers.ts";
@@ -27,6 +28,7 @@ import {
   SLOT_SERIAL,
   SLOT_VIRTIO,
 } from "./doorbell.ts";
+import { Garbage } from "./garbage.ts";
 import type { MachinePlan, VirtioDevicePlan } from "./machine.ts";
 import { Mailbox } from "./mailbox.ts";
 import type { VmmEvent } from "./messages.ts";
@@ -74,6 +76,21 @@ async function createMmds(config: MmdsConfig): Promise<Mmds> {
   return new Mmds(config);
 }
 
+/** A vCPU that the thread of the devices runs itself, instead of sleeping. */
+export interface ResidentVcpu {
+  /** It may run, and it runs on this thread. */
+  readonly runsHere: boolean;
+  /** It makes so much work for the devices that the two of them are better off on two threads. */
+  readonly wantsThread: boolean;
+  /**
+   * Runs the guest until a signal comes, `leave` says so, or it ends. After each exit `serve` does what has come up for
+   * the devices, and returns true if there was something; then `leave` is asked.
+   */
+  runHere(serve: () => boolean, leave: () => boolean): void;
+  /** Gives it a thread of its own. */
+  moveOut(): void;
+}
+
 export class VmmThread {
   private readonly epoll = new Epoll();
   private readonly timers = new Timers();
@@ -87,6 +104,7 @@ export class VmmThread {
   private program: ProgramConsole | undefined;
   private stopping = false;
   private busyTurns = 0;
+  private readonly garbage = new Garbage();
   /** There is something that only the event loop of this thread can do. */
   private eventLoopDue = false;
   /** The event loop had a turn, and nothing was done since. */
@@ -123,12 +141,16 @@ export class VmmThread {
     const memory = new GuestMemory(plan.ram);
     const hook = backend.writeHook(plan.memory);
     if (hook !== undefined) memory.setWriteHook(hook);
-    for (const [i, { device, gpa, offset, gsi }] of plan.virtio.entries()) {
+    const slowGuest = backend.slowGuest === true;
+    for (const [i, { device, gpa, offset, gsi, share }] of plan.virtio.entries()) {
       const slot = SLOT_VIRTIO + i;
+      const diskShare = slowGuest && share !== undefined ? new DiskShare(shared, share) : undefined;
       const requeue = (queue: number) => this.doorbell.ring(slot, queue);
-      const back = createMmio(shared, offset, this.createDevice(device), memory, irqLine(gsi), {
+      const back = createMmio(shared, offset, this.createDevice(device, diskShare), memory, irqLine(gsi), {
         log: (message) => this.log.warn(message),
         requeue,
+        slowGuest,
+        served: (chains) => this.garbage.add(chains),
       });
       this.virtio.push(back);
       for (const queue of back.device.queueSizes.keys()) {
@@ -142,12 +164,12 @@ export class VmmThread {
     }
   }
 
-  private createDevice(plan: VirtioDevicePlan): VirtioDevice {
+  private createDevice(plan: VirtioDevicePlan, share: DiskShare | undefined): VirtioDevice {
     if (plan.kind === "console") {
       this.program = new ProgramConsole(this.epoll, plan.program, this.post);
       return this.program.device;
     }
-    return this.devices.create(plan);
+    return this.devices.create(plan, share);
   }
 
   get metrics(): DeviceMetrics {
@@ -169,11 +191,11 @@ export class VmmThread {
    * Does the same, and yields when the event loop of the thread should have a turn: there was a signal, a message or a
    * command, or it did not have one for a while, which is `longest` ms if nothing goes on (-1: that does not count).
    */
-  *turns(longest: number): Generator<void, void, void> {
+  *turns(longest: number, resident?: ResidentVcpu): Generator<void, void, void> {
     let last = performance.now();
     this.serial.input?.resume();
     while (!this.stopping) {
-      this.turn(longest);
+      this.turn(longest, resident);
       if (this.eventLoopDue || (longest >= 0 && performance.now() - last >= BUSY_TIME)) {
         this.eventLoopDue = false;
         this.eventLoopIdle = true;
@@ -193,7 +215,7 @@ export class VmmThread {
     this.epoll.close();
   }
 
-  private turn(longest: number): void {
+  private turn(longest: number, resident?: ResidentVcpu): void {
     if (this.serve()) {
       this.eventLoopIdle = false;
       if (this.stopping) return;
@@ -202,16 +224,40 @@ export class VmmThread {
     }
     this.busyTurns = 0;
     const pump = this.pumpInputs();
+    if (resident?.runsHere) {
+      if (this.eventLoopDue) return;
+      if (!this.mustWait && !resident.wantsThread) {
+        this.runResident(resident);
+        return;
+      }
+      resident.moveOut();
+    }
     this.doorbell.sleep((mayBlock) => {
       const mayWait = mayBlock && !pump && !this.eventLoopDue;
       // A signal that came while this thread was busy does not end its sleep, so the first one is short.
       const limit = longest < 0 || this.eventLoopIdle ? longest : FIRST_SLEEP;
       const quiet = !this.epoll.wait(mayWait ? shorter(this.timers.timeout, limit) : 0);
-      if (!quiet) this.eventLoopIdle = false;
+      if (!quiet || this.timers.timeout === 0) this.eventLoopIdle = false;
       // A signal, or time is up; with nothing to wait for that means no more than that nothing is there.
       else if (mayWait) this.eventLoopDue = true;
     });
     this.timers.fire();
+    this.garbage.collect();
+  }
+
+  /** Something comes to a descriptor, or with time, of which only a thread that waits for it hears. */
+  private get mustWait(): boolean {
+    return this.serial.hasOutput || this.serial.input?.isOpen === true || this.timers.timeout >= 0;
+  }
+
+  private runResident(resident: ResidentVcpu): void {
+    // Nobody else has work for this thread, so between two exits there is none.
+    resident.runHere(
+      () => this.serve(),
+      () => this.doorbell.rung || this.stopping || this.eventLoopDue || this.mustWait,
+    );
+    // Otherwise it was a signal.
+    if (!this.doorbell.rung && !this.mustWait) this.eventLoopDue = true;
   }
 
   /** Reads input that is always ready. True if there is more of it. */

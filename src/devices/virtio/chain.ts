@@ -1,22 +1,24 @@
 /** The buffers of one request, validated: each lies wholly inside guest RAM. */
 
-import type { GuestMemory } from "../../memory/guest-memory.ts";
+import type { GuestMemory, MemoryWindow } from "../../memory/guest-memory.ts";
 
 /** A guest buffer. `length` is at least 1. */
 export class GuestBuffer {
   private view: Uint8Array | undefined;
 
-  /** @param offset where the buffer lies in the memory's byte array; must have come from `memory.offset`. */
+  /** @param window has all of the buffer in it. */
   constructor(
-    private readonly memory: GuestMemory,
+    private readonly window: MemoryWindow,
     readonly gpa: number,
     readonly length: number,
-    private readonly offset: number,
   ) {}
 
   /** The guest's bytes themselves. The guest may change them at any time. */
   get bytes(): Uint8Array {
-    this.view ??= this.memory.bytes.subarray(this.offset, this.offset + this.length);
+    if (this.view === undefined) {
+      const at = this.window.at(this.gpa);
+      this.view = this.window.bytes.subarray(at, at + this.length);
+    }
     return this.view;
   }
 }
@@ -80,7 +82,7 @@ export class DescriptorChain {
     let left = length;
     for (const buffer of this.writable) {
       if (left <= 0) return;
-      this.memory.fill(buffer.gpa, Math.min(left, buffer.length), nothing);
+      this.memory.reportWritten(buffer.gpa, Math.min(left, buffer.length));
       left -= buffer.length;
     }
   }
@@ -104,5 +106,3 @@ export function bufferViews(buffers: readonly GuestBuffer[], offset: number, len
   }
   return views;
 }
-
-function nothing(): void {}

@@ -5,6 +5,7 @@
 
 import type { GuestMemory } from "../../memory/guest-memory.ts";
 import type { DescriptorChain } from "./chain.ts";
+import type { QueueShare } from "./queue-share.ts";
 
 /** Device types (virtio 1.2, 5). */
 export const VIRTIO_ID_NET = 1;
@@ -60,6 +61,15 @@ export interface DeviceQueue {
   complete(chain: DescriptorChain, written: number): void;
   /** Shows completed chains to the driver and interrupts it if it wants that. */
   flush(): void;
+  /**
+   * From now on completed chains are shown without an interrupt, until {@link interrupt}. Returns false, and does nothing,
+   * where the guest does not take so long over an interrupt that it is worth it.
+   */
+  holdInterrupts(): boolean;
+  /** Chains that were shown without asking whether the driver wants an interrupt for them. */
+  readonly untold: number;
+  /** Interrupts the driver if it still wants that for what has been shown. */
+  interrupt(): void;
 }
 
 /** What a device gets when the driver has set DRIVER_OK; valid until {@link VirtioDevice.reset}. */
@@ -89,6 +99,8 @@ export interface VirtioDevice {
   readonly features: bigint;
   /** Maximum size of each queue, a power of two up to 32768. */
   readonly queueSizes: readonly number[];
+  /** By queue: those that a vCPU's thread may serve too. */
+  readonly queueShares?: readonly (QueueShare | undefined)[];
   /** The device-specific configuration space. The device may change bytes in place and say `configChanged`. */
   readonly config: Uint8Array;
   /** Called once, when the device is put behind a transport. */

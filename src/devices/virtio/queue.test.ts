@@ -1,5 +1,5 @@
 import { beforeEach, describe, expect, test } from "bun:test";
-import { STOP, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC } from "./device.ts";
+import { STOP, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1 } from "./device.ts";
 import { type DriverQueue, F_INDIRECT, F_NEXT, F_WRITE, TestDriver } from "./testing/driver.ts";
 import { EchoDevice } from "./testing/echo.ts";
 import { FUZZ_COUNT, fuzzDevice } from "./testing/fuzz.ts";
@@ -350,6 +350,80 @@ describe("the loop", () => {
     expect(requeued).toEqual([0]);
     busy.back.notify(0);
     expect(served).toBe(32);
+  });
+});
+
+describe("a slow guest", () => {
+  let echo: EchoDevice;
+  let slow: TestDriver;
+  let ring: DriverQueue;
+
+  function begin(features = ~0n): void {
+    echo = new EchoDevice();
+    slow = TestDriver.start(echo, { features, events: { slowGuest: true } });
+    ring = slow.queues[0]!;
+  }
+
+  function add(count: number): void {
+    for (let i = 0; i < count; i++) ring.add([slow.writable(1)]);
+  }
+
+  test("sees each chain as soon as it is done, with one interrupt until it asks for another", () => {
+    begin();
+    const seen: number[] = [];
+    echo.handler = () => {
+      seen.push(slow.ram(ring.used + 2, 1)[0]!);
+      return 0;
+    };
+    add(4);
+    ring.kick();
+    expect(seen).toEqual([0, 1, 2, 3]);
+    expect(slow.interrupts).toBe(1);
+  });
+
+  test("is not interrupted for each if it does not know EVENT_IDX", () => {
+    begin(VIRTIO_F_VERSION_1);
+    add(4);
+    ring.kick();
+    expect(ring.takeUsed()).toHaveLength(4);
+    expect(slow.interrupts).toBe(1);
+    expect(echo.context!.queues[0]!.holdInterrupts()).toBe(false);
+  });
+
+  test("a device may keep interrupts back", () => {
+    begin();
+    const queue = echo.context!.queues[0]!;
+    expect(queue.holdInterrupts()).toBe(true);
+    add(3);
+    ring.kick();
+    expect([queue.untold, slow.interrupts]).toEqual([3, 0]);
+    queue.interrupt();
+    queue.interrupt();
+    expect([queue.untold, slow.interrupts]).toEqual([0, 1]);
+    expect(ring.takeUsed()).toHaveLength(3);
+    // What the driver has found by itself it need not be told.
+    add(2);
+    ring.kick();
+    expect(ring.takeUsed()).toHaveLength(2);
+    queue.interrupt();
+    expect([queue.untold, slow.interrupts]).toEqual([0, 1]);
+    slow.reset();
+    add(1);
+    queue.interrupt();
+    expect(slow.interrupts).toBe(1);
+  });
+
+  test("no device keeps interrupts back from any other guest", () => {
+    const queue = device.context!.queues[0]!;
+    expect(queue.holdInterrupts()).toBe(false);
+    for (let i = 0; i < 3; i++) queueAdd();
+    expect(driver.interrupts).toBe(1);
+    expect(queue.untold).toBe(0);
+
+    function queueAdd(): void {
+      driver.queues[0]!.add([driver.writable(1)]);
+      driver.queues[0]!.kick();
+    }
   });
 });
 

@@ -3,7 +3,7 @@
  * validated; what is malformed throws {@link QueueError}, after which the queue must not be used again.
  */
 
-import type { GuestMemory } from "../../memory/guest-memory.ts";
+import type { GuestMemory, MemoryWindow } from "../../memory/guest-memory.ts";
 import { DescriptorChain, GuestBuffer } from "./chain.ts";
 
 /** Descriptor (virtio 1.2, 2.7.5). */
@@ -53,6 +53,16 @@ export interface QueueSetup {
   readonly device: number;
 }
 
+/** How far a queue has been served: indices as in its rings. */
+export interface QueuePosition {
+  /** The next chain of the available ring. */
+  readonly nextAvail: number;
+  readonly nextUsed: number;
+  /** The used index that the driver sees, and up to where it was asked whether it wants an interrupt. */
+  readonly shownUsed: number;
+  readonly toldUsed: number;
+}
+
 export interface QueueFeatures {
   readonly eventIdx: boolean;
   readonly indirect: boolean;
@@ -60,13 +70,11 @@ export interface QueueFeatures {
 
 export class Queue {
   readonly size: number;
-  private readonly view: DataView;
-  /** The whole buffer as 16-bit words, for the atomic accesses to ring indices. */
-  private readonly words: Uint16Array;
-  /** Offsets in the buffer. */
-  private readonly descTable: number;
-  private readonly avail: number;
-  private readonly used: number;
+  private readonly descTable: MemoryWindow;
+  private readonly descGpa: number;
+  /** The rings as 16-bit words, for the atomic accesses to their indices. */
+  private readonly avail: Uint16Array;
+  private readonly used: Uint16Array;
   private readonly usedGpa: number;
 
   private nextAvail = 0;
@@ -74,6 +82,8 @@ export class Queue {
   private seenAvail = 0;
   private nextUsed = 0;
   private publishedUsed = 0;
+  /** Up to where the driver was asked whether it wants an interrupt. */
+  private toldUsed = 0;
 
   /** Throws {@link QueueError} if size, alignment or place of the rings is wrong. */
   constructor(
@@ -87,18 +97,30 @@ export class Queue {
     }
     this.size = size;
     this.descTable = this.place("descriptor table", setup.desc, size * DESC_BYTES, DESC_ALIGN);
-    this.avail = this.place("available ring", setup.driver, AVAIL_RING + 2 * size + 2, AVAIL_ALIGN);
-    this.used = this.place("used ring", setup.device, USED_RING + USED_ELEM_BYTES * size + 2, USED_ALIGN);
+    this.descGpa = setup.desc;
+    this.avail = this.placeRing("available ring", setup.driver, AVAIL_RING + 2 * size + 2, AVAIL_ALIGN);
+    this.used = this.placeRing("used ring", setup.device, USED_RING + USED_ELEM_BYTES * size + 2, USED_ALIGN);
     this.usedGpa = setup.device;
-    const { buffer } = memory.layout;
-    this.view = new DataView(buffer);
-    this.words = new Uint16Array(buffer, 0, Math.floor(buffer.byteLength / 2));
+  }
+
+  /** Of a queue that another thread serves too: what that leaves to this one. */
+  get position(): QueuePosition {
+    const { nextAvail, nextUsed, publishedUsed: shownUsed, toldUsed } = this;
+    return { nextAvail, nextUsed, shownUsed, toldUsed };
+  }
+
+  set position({ nextAvail, nextUsed, shownUsed, toldUsed }: QueuePosition) {
+    this.nextAvail = nextAvail;
+    this.seenAvail = nextAvail;
+    this.nextUsed = nextUsed;
+    this.publishedUsed = shownUsed;
+    this.toldUsed = toldUsed;
   }
 
   /** Takes the next available chain, or undefined if there is none. Throws {@link QueueError}. */
   pop(): DescriptorChain | undefined {
     if (this.nextAvail === this.seenAvail) {
-      this.seenAvail = this.loadWord(this.avail + AVAIL_IDX);
+      this.seenAvail = loadWord(this.avail, AVAIL_IDX);
       const waiting = (this.seenAvail - this.nextAvail) & 0xffff;
       if (waiting === 0) return undefined;
       if (waiting > this.size) {
@@ -108,7 +130,7 @@ export class Queue {
       }
     }
     const slot = this.nextAvail & (this.size - 1);
-    const head = this.view.getUint16(this.avail + AVAIL_RING + 2 * slot, true);
+    const head = this.avail[AVAIL_RING / 2 + slot]!;
     const chain = this.parse(head);
     this.nextAvail = (this.nextAvail + 1) & 0xffff;
     return chain;
@@ -121,7 +143,7 @@ export class Queue {
 
   /**
    * Completes a chain of which the first `written` writable bytes were written. The driver sees it after
-   * {@link publish}. Throws RangeError if the device claims more than there is room for.
+   * {@link show}. Throws RangeError if the device claims more than there is room for.
    */
   complete(chain: DescriptorChain, written: number): void {
     if (!(written >= 0 && written <= chain.writableLength)) {
@@ -134,16 +156,27 @@ export class Queue {
     this.nextUsed = (this.nextUsed + 1) & 0xffff;
   }
 
-  /** Shows completed chains to the driver. True if it wants an interrupt for them (2.7.7, 2.7.10). */
-  publish(): boolean {
-    if (this.nextUsed === this.publishedUsed) return false;
-    const before = this.publishedUsed;
+  /** Shows completed chains to the driver. */
+  show(): void {
+    if (this.nextUsed === this.publishedUsed) return;
     this.publishedUsed = this.nextUsed;
-    // Atomic stores and loads are fences: elements before index, and index before the driver's wish.
+    // Atomic: a fence between elements and index, and between the index and the driver's wish for an interrupt.
     this.storeUsedWord(USED_IDX, this.nextUsed);
-    if (!this.features.eventIdx) return (this.loadWord(this.avail) & VIRTQ_AVAIL_F_NO_INTERRUPT) === 0;
-    const usedEvent = this.loadWord(this.avail + AVAIL_RING + 2 * this.size);
-    return ((this.nextUsed - usedEvent - 1) & 0xffff) < ((this.nextUsed - before) & 0xffff);
+  }
+
+  /** Chains shown since {@link wantsInterrupt} was asked. */
+  get untold(): number {
+    return (this.publishedUsed - this.toldUsed) & 0xffff;
+  }
+
+  /** True if the driver wants an interrupt for what was shown since this was asked before (2.7.7, 2.7.10). */
+  wantsInterrupt(): boolean {
+    const count = this.untold;
+    if (count === 0) return false;
+    this.toldUsed = this.publishedUsed;
+    if (!this.features.eventIdx) return (loadWord(this.avail, 0) & VIRTQ_AVAIL_F_NO_INTERRUPT) === 0;
+    const usedEvent = loadWord(this.avail, AVAIL_RING + 2 * this.size);
+    return ((this.publishedUsed - usedEvent - 1) & 0xffff) < count;
   }
 
   /** Asks the driver for no notifications while the queue is being served anyway. A hint only. */
@@ -159,38 +192,36 @@ export class Queue {
     } else {
       this.storeUsedWord(0, 0);
     }
-    return this.loadWord(this.avail + AVAIL_IDX) !== this.nextAvail;
+    return loadWord(this.avail, AVAIL_IDX) !== this.nextAvail;
   }
 
-  private place(what: string, gpa: number, length: number, align: number): number {
+  private place(what: string, gpa: number, length: number, align: number): MemoryWindow {
     if (gpa % align !== 0) {
       throw new QueueError(`${what} at 0x${gpa.toString(16)} is not aligned to ${align} bytes`);
     }
-    const at = this.locate(what, gpa, length);
-    if (at % align !== 0) throw new QueueError(`guest memory does not start at a multiple of ${align} bytes`);
-    return at;
-  }
-
-  private locate(what: string, gpa: number, length: number): number {
-    if (!this.memory.contains(gpa, length)) {
-      throw new QueueError(`${what} at 0x${gpa.toString(16)}, ${length} bytes, is not inside RAM`);
+    const window = this.memory.window(gpa, length);
+    if (window === undefined) throw outsideRam(what, gpa, length);
+    if (window.at(gpa) % align !== 0) {
+      throw new QueueError(`guest memory does not start at a multiple of ${align} bytes`);
     }
-    return this.memory.offset(gpa, length);
+    return window;
   }
 
-  private loadWord(offset: number): number {
-    return Atomics.load(this.words, offset / 2);
+  private placeRing(what: string, gpa: number, length: number, align: number): Uint16Array {
+    const window = this.place(what, gpa, length, align);
+    return new Uint16Array(window.buffer, window.at(gpa), length / 2);
   }
 
   private storeUsedWord(at: number, value: number): void {
-    Atomics.store(this.words, (this.used + at) / 2, value);
-    this.memory.fill(this.usedGpa + at, 2, nothing);
+    Atomics.store(this.used, at / 2, value);
+    this.memory.reportWritten(this.usedGpa + at, 2);
   }
 
   /** Walks a chain. Each descriptor field is read once: the guest may be changing it. */
   private parse(head: number): DescriptorChain {
     const chain = new DescriptorChain(head, this.memory);
-    let table = this.descTable;
+    let { view } = this.descTable;
+    let table = this.descTable.at(this.descGpa);
     let tableSize = this.size;
     let inIndirect = false;
     let index = head;
@@ -200,10 +231,10 @@ export class Queue {
         throw new QueueError(`chain ${head}: descriptor ${index} of a table of ${tableSize}`);
       }
       const at = table + index * DESC_BYTES;
-      const gpa = this.view.getUint32(at, true) + this.view.getUint32(at + 4, true) * 2 ** 32;
-      const length = this.view.getUint32(at + DESC_LEN, true);
-      const flags = this.view.getUint16(at + DESC_FLAGS, true);
-      const next = this.view.getUint16(at + DESC_NEXT, true);
+      const gpa = view.getUint32(at, true) + view.getUint32(at + 4, true) * 2 ** 32;
+      const length = view.getUint32(at + DESC_LEN, true);
+      const flags = view.getUint16(at + DESC_FLAGS, true);
+      const next = view.getUint16(at + DESC_NEXT, true);
       if ((flags & VIRTQ_DESC_F_INDIRECT) !== 0) {
         if (!this.features.indirect) throw new QueueError(`chain ${head}: indirect table was not negotiated`);
         if (inIndirect) throw new QueueError(`chain ${head}: indirect table inside an indirect table`);
@@ -213,7 +244,10 @@ export class Queue {
         if (length === 0 || length % DESC_BYTES !== 0) {
           throw new QueueError(`chain ${head}: indirect table of ${length} bytes is not whole descriptors`);
         }
-        table = this.locate(`chain ${head}: indirect table`, gpa, length);
+        const window = this.memory.window(gpa, length);
+        if (window === undefined) throw outsideRam(`chain ${head}: indirect table`, gpa, length);
+        view = window.view;
+        table = window.at(gpa);
         tableSize = length / DESC_BYTES;
         inIndirect = true;
         index = 0;
@@ -227,21 +261,36 @@ export class Queue {
   }
 
   private append(chain: DescriptorChain, gpa: number, length: number, writable: boolean): void {
-    const offset = this.locate(`chain ${chain.head}: buffer`, gpa, length);
     if (writable) {
       chain.writableLength += length;
-      if (length > 0) chain.writable.push(new GuestBuffer(this.memory, gpa, length, offset));
     } else {
       if (chain.writable.length > 0) {
         throw new QueueError(`chain ${chain.head}: readable buffer after a writable one`);
       }
       chain.readableLength += length;
-      if (length > 0) chain.readable.push(new GuestBuffer(this.memory, gpa, length, offset));
     }
+    const buffers = writable ? chain.writable : chain.readable;
+    const window = this.memory.window(gpa, length);
+    if (window === undefined) this.appendPieces(chain.head, buffers, gpa, length);
+    else if (length > 0) buffers.push(new GuestBuffer(window, gpa, length));
     if (chain.readableLength + chain.writableLength > MAX_CHAIN_BYTES) {
       throw new QueueError(`chain ${chain.head}: more than 2^32 bytes in total`);
     }
   }
+
+  /** A buffer that no window shows whole becomes several. */
+  private appendPieces(head: number, buffers: GuestBuffer[], gpa: number, length: number): void {
+    if (!this.memory.contains(gpa, length)) throw outsideRam(`chain ${head}: buffer`, gpa, length);
+    for (const piece of this.memory.pieces(gpa, length)) {
+      buffers.push(new GuestBuffer(this.memory.window(piece.gpa, piece.size)!, piece.gpa, piece.size));
+    }
+  }
 }
 
-function nothing(): void {}
+function outsideRam(what: string, gpa: number, length: number): QueueError {
+  return new QueueError(`${what} at 0x${gpa.toString(16)}, ${length} bytes, is not inside RAM`);
+}
+
+function loadWord(ring: Uint16Array, at: number): number {
+  return Atomics.load(ring, at / 2);
+}

@@ -16,6 +16,7 @@ import {
   type VirtioDevice,
 } from "./device.ts";
 import { Queue, QueueError, type QueueFeatures, type QueueSetup } from "./queue.ts";
+import type { QueueShare } from "./queue-share.ts";
 
 /** What a transport can signal to the driver. */
 export interface TransportSignals {
@@ -38,6 +39,13 @@ export interface TransportEvents {
    * the vmm thread to itself: a pass ends after as many chains as the queue holds.
    */
   requeue?(index: number): void;
+  /**
+   * The guest takes longer over a completed chain than a device over a request, as on a software CPU: chains are shown to
+   * it one by one, so that it works on the first while the device does the next.
+   */
+  readonly slowGuest?: boolean;
+  /** A pass over a queue has ended, which took `chains` from it. */
+  served?(chains: number): void;
 }
 
 /** A guest can make a device log as often as it likes; more than this many lines in a period are dropped. */
@@ -52,6 +60,12 @@ class QueueRunner implements DeviceQueue {
   private out = false;
   /** Chains that the device keeps. */
   private held = 0;
+  /** Calls under way that need the lock of `share`. */
+  private locks = 0;
+  private readonly slowGuest: boolean;
+  private holdsInterrupts = false;
+  /** Chains of the pass that goes on. */
+  private taken = 0;
 
   constructor(
     readonly index: number,
@@ -59,8 +73,17 @@ class QueueRunner implements DeviceQueue {
     setup: QueueSetup | undefined,
     features: QueueFeatures,
     private readonly owner: DeviceRunner,
+    private readonly share: QueueShare | undefined,
   ) {
     if (setup !== undefined) this.queue = new Queue(memory, setup, features);
+    // Without EVENT_IDX the driver would be interrupted for each.
+    this.slowGuest = owner.events.slowGuest === true && features.eventIdx;
+    const { queue } = this;
+    if (queue === undefined || share === undefined) return;
+    const { position } = queue;
+    this.exclusive(() => {
+      queue.position = position;
+    });
   }
 
   get size(): number {
@@ -77,7 +100,26 @@ class QueueRunner implements DeviceQueue {
 
   /** Puts the queue out of order: after a failure, or because the device was reset. */
   stop(): void {
+    this.exclusive(() => this.share?.close());
     this.out = true;
+  }
+
+  /** Runs `action` while no vCPU's thread serves the queue. */
+  private exclusive<T>(action: () => T): T {
+    const { queue, share } = this;
+    if (queue === undefined || share === undefined) return action();
+    if (this.locks++ === 0) {
+      share.lock();
+      queue.position = share.position;
+    }
+    try {
+      return action();
+    } finally {
+      if (--this.locks === 0) {
+        share.position = queue.position;
+        share.unlock();
+      }
+    }
   }
 
   serve(handler: (chain: DescriptorChain) => HandlerResult): Served {
@@ -90,13 +132,15 @@ class QueueRunner implements DeviceQueue {
     }
     this.serving = true;
     try {
-      return this.pass(queue, handler);
+      return this.exclusive(() => this.pass(queue, handler));
     } catch (error) {
       this.broken(error);
       return "failed";
     } finally {
       this.serving = false;
       this.again = false;
+      this.owner.events.served?.(this.taken);
+      this.taken = 0;
     }
   }
 
@@ -104,7 +148,8 @@ class QueueRunner implements DeviceQueue {
     if (this.queue === undefined || this.out) return;
     try {
       this.held--;
-      this.queue.complete(chain, written);
+      const { queue } = this;
+      this.exclusive(() => queue.complete(chain, written));
     } catch (error) {
       this.broken(error);
     }
@@ -113,10 +158,25 @@ class QueueRunner implements DeviceQueue {
   flush(): void {
     if (this.queue === undefined || this.out) return;
     try {
-      this.publish(this.queue);
+      const { queue } = this;
+      this.exclusive(() => this.publish(queue));
     } catch (error) {
       this.broken(error);
     }
+  }
+
+  holdInterrupts(): boolean {
+    this.holdsInterrupts = this.slowGuest;
+    return this.holdsInterrupts;
+  }
+
+  get untold(): number {
+    return this.queue?.untold ?? 0;
+  }
+
+  interrupt(): void {
+    if (this.queue === undefined || this.out) return;
+    if (this.queue.wantsInterrupt()) this.owner.signals.queueInterrupt(this.index);
   }
 
   private broken(error: unknown): void {
@@ -131,6 +191,7 @@ class QueueRunner implements DeviceQueue {
       this.again = false;
       queue.disableNotify();
       for (let chain = queue.pop(); chain !== undefined; chain = queue.pop()) {
+        this.taken++;
         const written = handler(chain);
         // The handler may have led to a reset; guest memory is no longer ours to write then.
         if (this.out) return "failed";
@@ -150,6 +211,7 @@ class QueueRunner implements DeviceQueue {
           }
         } else {
           queue.complete(chain, written);
+          if (this.slowGuest) this.publish(queue);
         }
         if (--budget === 0) {
           budget = queue.size;
@@ -167,7 +229,8 @@ class QueueRunner implements DeviceQueue {
   }
 
   private publish(queue: Queue): void {
-    if (queue.publish()) this.owner.signals.queueInterrupt(this.index);
+    queue.show();
+    if (!this.holdsInterrupts && queue.wantsInterrupt()) this.owner.signals.queueInterrupt(this.index);
   }
 }
 
@@ -202,7 +265,8 @@ export class DeviceRunner {
     };
     try {
       this.queues = setups.map(
-        (setup, index) => new QueueRunner(index, this.memory, setup, queueFeatures, this),
+        (setup, index) =>
+          new QueueRunner(index, this.memory, setup, queueFeatures, this, this.device.queueShares?.[index]),
       );
       this.active = true;
       this.device.activate({ memory: this.memory, features, queues: this.queues });

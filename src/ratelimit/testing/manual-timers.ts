@@ -1,4 +1,4 @@
-/** Timers that a test moves on by hand, in whole milliseconds as the vmm thread's timers are. */
+/** Timers that a test moves on by hand, in whole milliseconds. */
 
 import type { Timer, TimerSource } from "../rate-limiter.ts";
 

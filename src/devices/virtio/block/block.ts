@@ -26,7 +26,21 @@ import {
   VIRTIO_BLK_T_WRITE_ZEROES,
 } from "./discard.ts";
 import { type AsyncDisk, type DiskFile, isAsync, type TransferEnd } from "./disk.ts";
+import type { DiskShare } from "./disk-share.ts";
 import { BLOCK_ID_BYTES, type BlockMetrics, type BlockOptions, type CacheType } from "./options.ts";
+import {
+  HEADER_BYTES,
+  HEADER_SECTOR,
+  SECTOR_BYTES,
+  STATUS_BYTES,
+  VIRTIO_BLK_S_IOERR,
+  VIRTIO_BLK_S_OK,
+  VIRTIO_BLK_S_UNSUPP,
+  VIRTIO_BLK_T_FLUSH,
+  VIRTIO_BLK_T_GET_ID,
+  VIRTIO_BLK_T_IN,
+  VIRTIO_BLK_T_OUT,
+} from "./request.ts";
 
 /** Feature bits (5.2.3). */
 export const VIRTIO_BLK_F_SEG_MAX = 1n << 2n;
@@ -35,21 +49,6 @@ export const VIRTIO_BLK_F_FLUSH = 1n << 9n;
 export const VIRTIO_BLK_F_DISCARD = 1n << 13n;
 export const VIRTIO_BLK_F_WRITE_ZEROES = 1n << 14n;
 
-/** Request types (5.2.6). */
-const VIRTIO_BLK_T_IN = 0;
-const VIRTIO_BLK_T_OUT = 1;
-const VIRTIO_BLK_T_FLUSH = 4;
-const VIRTIO_BLK_T_GET_ID = 8;
-
-const VIRTIO_BLK_S_OK = 0;
-const VIRTIO_BLK_S_IOERR = 1;
-const VIRTIO_BLK_S_UNSUPP = 2;
-
-/** Request header: le32 type, le32 reserved, le64 sector. */
-const HEADER_BYTES = 16;
-const HEADER_SECTOR = 8;
-const STATUS_BYTES = 1;
-const SECTOR_BYTES = 512;
 const QUEUE_SIZE = 256;
 
 /** Configuration space: le64 capacity in sectors, le32 size_max, le32 seg_max. */
@@ -89,6 +88,7 @@ export class BlockDevice implements VirtioDevice {
   private readonly header = new Uint8Array(HEADER_BYTES);
   private readonly headerView = new DataView(this.header.buffer);
   private readonly limiter: RateLimiter;
+  readonly queueShares: readonly (DiskShare | undefined)[];
   private host: DeviceHost | undefined;
   private context: DeviceContext | undefined;
 
@@ -113,12 +113,21 @@ export class BlockDevice implements VirtioDevice {
     );
     if (!readOnly) setDiscardConfig(this.config);
     if (segMax > 1) new DataView(this.config.buffer).setUint32(CONFIG_SEG_MAX, segMax, true);
+    this.queueShares = [options.share];
     this.disk = disk;
     this.useDisk(disk, id);
   }
 
   get metrics(): BlockMetrics {
-    return { ...this.counts, throttled: this.limiter.throttled };
+    const { counts } = this;
+    const there = this.queueShares[0]?.counts ?? { reads: 0, bytes: 0, notifications: 0 };
+    return {
+      ...counts,
+      readBytes: counts.readBytes + there.bytes,
+      readCount: counts.readCount + there.reads,
+      queueEvents: counts.queueEvents + there.notifications,
+      throttled: this.limiter.throttled,
+    };
   }
 
   attach(host: DeviceHost): void {
@@ -128,6 +137,7 @@ export class BlockDevice implements VirtioDevice {
 
   activate(context: DeviceContext): void {
     this.context = context;
+    this.shareDisk();
   }
 
   reset(): void {
@@ -155,18 +165,40 @@ export class BlockDevice implements VirtioDevice {
    * any more when this returns.
    */
   updateDisk(disk: DiskFile | AsyncDisk, id: Uint8Array): void {
+    this.unshareDisk();
     this.asyncDisk?.drain();
     this.context?.queues[0]?.flush();
     this.useDisk(disk, id);
     // Those that waited for room in the one before.
     if (this.full) this.resume.set(0);
+    this.shareDisk();
     this.warnOfTail();
     this.host?.configChanged();
   }
 
   /** Changes limits while the guest runs; what is left out stays. */
   updateRateLimiter(config: RateLimiterConfig | undefined): void {
+    this.unshareDisk();
     this.limiter.update(config);
+    this.shareDisk();
+  }
+
+  /** Lets the vCPU's thread read, if nothing limits how much. */
+  private shareDisk(): void {
+    const [share] = this.queueShares;
+    const { fd } = this.disk;
+    if (share === undefined || fd === undefined || this.limiter.limits || this.context === undefined) return;
+    share.lock();
+    share.openDisk(fd, this.sectors);
+    share.unlock();
+  }
+
+  /** When this returns the vCPU's thread does not use the disk any more. */
+  private unshareDisk(): void {
+    const [share] = this.queueShares;
+    share?.lock();
+    share?.close();
+    share?.unlock();
   }
 
   processQueue(): void {

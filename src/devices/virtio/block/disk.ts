@@ -3,6 +3,8 @@
 interface DiskBase {
   /** Bytes. */
   readonly size: number;
+  /** Descriptor that another thread may read from. */
+  readonly fd?: number;
   /** The content of `length` bytes from `offset` on is of no interest any more. Throws on an I/O error. */
   discard(offset: number, length: number): void;
   /** Makes `length` bytes from `offset` on zero; `unmap`: they may give back their room. Throws on an I/O error. */

@@ -2,6 +2,7 @@
 
 import type { RateLimiterConfig, TimerSource } from "../../../ratelimit/rate-limiter.ts";
 import type { AsyncDisk, DiskFile } from "./disk.ts";
+import type { DiskShare } from "./disk-share.ts";
 
 /** Length of the id that GET_ID returns. */
 export const BLOCK_ID_BYTES = 20;
@@ -24,6 +25,8 @@ export interface BlockOptions {
   readonly segMax?: number;
   readonly rateLimiter?: RateLimiterConfig | undefined;
   readonly timers: TimerSource;
+  /** With it a vCPU's thread may do reads too. */
+  readonly share?: DiskShare | undefined;
 }
 
 /** Counters since the device was created; byte counts include only what succeeded. */

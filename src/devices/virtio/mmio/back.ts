@@ -3,9 +3,9 @@
 import type { GuestMemory } from "../../../memory/guest-memory.ts";
 import type { IrqLine } from "../../types.ts";
 import type { VirtioDevice } from "../device.ts";
-import type { QueueSetup } from "../queue.ts";
 import { DeviceRunner, type TransportEvents, type TransportSignals } from "../transport.ts";
 import * as reg from "./registers.ts";
+import { driverFeatures, queueSetup } from "./setup.ts";
 
 /** Runs on the vmm thread. Neither method ever throws, whatever the guest does. */
 export class MmioBack implements TransportSignals {
@@ -56,7 +56,10 @@ export class MmioBack implements TransportSignals {
         this.clearRegisters();
         break;
       case reg.COMMAND_DRIVER_OK:
-        this.runner.activate(this.driverFeatures(), this.queueSetups());
+        this.runner.activate(
+          driverFeatures(this.words),
+          this.device.queueSizes.map((_, index) => queueSetup(this.words, index)),
+        );
         break;
       case reg.COMMAND_WRITE_CONFIG: {
         const bytes = Uint8Array.of(arg1, arg1 >>> 8, arg1 >>> 16, arg1 >>> 24);
@@ -97,14 +100,6 @@ export class MmioBack implements TransportSignals {
     Atomics.store(this.words, word, value | 0);
   }
 
-  private get(word: number): number {
-    return Atomics.load(this.words, word) >>> 0;
-  }
-
-  private address(word: number): number {
-    return this.get(word) + this.get(word + 1) * 2 ** 32;
-  }
-
   private interrupt(bit: number): void {
     Atomics.or(this.words, reg.W_INTERRUPT_STATUS, bit);
     this.irq.trigger();
@@ -128,27 +123,6 @@ export class MmioBack implements TransportSignals {
     });
     // Last: the driver polls it to see that the reset is done (4.2.3.1).
     this.set(reg.W_STATUS, 0);
-  }
-
-  private driverFeatures(): bigint {
-    const accepted =
-      BigInt(this.get(reg.W_DRIVER_FEATURES)) | (BigInt(this.get(reg.W_DRIVER_FEATURES + 1)) << 32n);
-    return accepted & this.device.features;
-  }
-
-  /** Reads each register once: another vCPU may be writing them. */
-  private queueSetups(): (QueueSetup | undefined)[] {
-    return this.device.queueSizes.map((maxSize, index) => {
-      const queue = reg.queueWord(index);
-      if (this.get(queue + reg.Q_READY) === 0) return undefined;
-      return {
-        size: this.get(queue + reg.Q_NUM),
-        maxSize,
-        desc: this.address(queue + reg.Q_DESC),
-        driver: this.address(queue + reg.Q_DRIVER),
-        device: this.address(queue + reg.Q_DEVICE),
-      };
-    });
   }
 }
 

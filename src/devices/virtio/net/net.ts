@@ -21,6 +21,7 @@ import {
 } from "../device.ts";
 import { DETOUR_START_BYTES, type Detour } from "./detour.ts";
 import { type LinkEvents, MAX_FRAME_BYTES, NET_HEADER_BYTES, type NetLink } from "./link.ts";
+import { TransmitInterrupts } from "./transmit-interrupts.ts";
 
 /** Feature bits (5.1.3). */
 export const VIRTIO_NET_F_CSUM = 1n << 0n;
@@ -122,6 +123,7 @@ export class NetDevice implements VirtioDevice, LinkEvents {
   private readonly txLimiter: RateLimiter;
   /** Goes on with receiving after other work had its turn. */
   private readonly resume: Timer;
+  private readonly transmitInterrupts: TransmitInterrupts;
   private host: DeviceHost | undefined;
   private context: DeviceContext | undefined;
   private mergeable = false;
@@ -155,6 +157,7 @@ export class NetDevice implements VirtioDevice, LinkEvents {
     this.rxLimiter = new RateLimiter(options.rxRateLimiter, timers, () => this.receive());
     this.txLimiter = new RateLimiter(options.txRateLimiter, timers, () => this.transmit());
     this.resume = timers.create(() => this.receive());
+    this.transmitInterrupts = new TransmitInterrupts(timers);
     let features = VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX | VIRTIO_NET_F_MRG_RXBUF | link.offloads;
     const view = new DataView(this.config.buffer);
     view.setUint16(CONFIG_MAX_PAIRS, 1, true);
@@ -187,6 +190,7 @@ export class NetDevice implements VirtioDevice, LinkEvents {
     this.context = context;
     this.mergeable = (context.features & VIRTIO_NET_F_MRG_RXBUF) !== 0n;
     this.linkBroken = false;
+    this.transmitInterrupts.start(context.queues[TX_QUEUE]!);
     this.link.start(context.features & this.link.offloads, this);
     this.detour?.start(() => this.receive());
   }
@@ -196,6 +200,7 @@ export class NetDevice implements VirtioDevice, LinkEvents {
     this.link.stop();
     this.detour?.stop();
     this.resume.cancel();
+    this.transmitInterrupts.stop();
     this.rxLimiter.reset();
     this.txLimiter.reset();
     this.pending = 0;
@@ -332,6 +337,7 @@ export class NetDevice implements VirtioDevice, LinkEvents {
 
   private transmit(): void {
     this.context?.queues[TX_QUEUE]?.serve((chain) => this.sendFrame(chain));
+    this.transmitInterrupts.served(this.counts.rxBytes + this.counts.txBytes);
     if (!this.detoured) return;
     this.detoured = false;
     this.receive();

@@ -23,7 +23,21 @@ export interface DriverOptions {
   /** Size of every queue; default: the device's maximum. */
   readonly queueSize?: number;
   readonly events?: TransportEvents;
+  /** Guest memory instead of the driver's own, which has guards around it, and where to begin to use it. */
+  readonly place?: { readonly memory: GuestMemory; readonly start: number } | undefined;
+  /** Makes what the vCPU's thread does when a queue is notified. */
+  readonly vcpu?: VcpuSide | undefined;
 }
+
+/**
+ * `registers`: words of the device's register file; `interrupt`: used buffers of a queue. What it returns is called with
+ * the number of a queue that was notified, and says true if there is nothing left in it for the device.
+ */
+export type VcpuSide = (
+  memory: GuestMemory,
+  registers: Int32Array,
+  interrupt: () => void,
+) => (queue: number) => boolean;
 
 /** A descriptor to put into a chain. */
 export interface BufferSpec {
@@ -48,25 +62,37 @@ export class TestDriver {
   /** Device writes that were reported, since the array was last emptied. */
   readonly reported: { gpa: number; length: number }[] = [];
   private readonly guards: readonly Uint8Array[];
-  private next = 0;
+  private next: number;
 
   constructor(
     readonly device: VirtioDevice,
     private readonly options: DriverOptions = {},
   ) {
-    this.ramBytes = options.ramBytes ?? 1 << 20;
-    const buffer = new SharedArrayBuffer(this.ramBytes + 2 * GUARD_BYTES);
-    this.memory = new GuestMemory({ buffer, base: GUARD_BYTES, size: this.ramBytes });
-    this.guards = [
-      new Uint8Array(buffer, 0, GUARD_BYTES).fill(GUARD_FILL),
-      new Uint8Array(buffer, GUARD_BYTES + this.ramBytes).fill(GUARD_FILL),
-    ];
+    const { memory, start } = options.place ?? { memory: undefined, start: 0 };
+    this.next = start;
+    if (memory === undefined) {
+      this.ramBytes = options.ramBytes ?? 1 << 20;
+      const buffer = new SharedArrayBuffer(this.ramBytes + 2 * GUARD_BYTES);
+      this.memory = new GuestMemory({ buffer, base: GUARD_BYTES, size: this.ramBytes });
+      this.guards = [
+        new Uint8Array(buffer, 0, GUARD_BYTES).fill(GUARD_FILL),
+        new Uint8Array(buffer, GUARD_BYTES + this.ramBytes).fill(GUARD_FILL),
+      ];
+    } else {
+      this.ramBytes = memory.size;
+      this.memory = memory;
+      this.guards = [];
+    }
     this.memory.setWriteHook((gpa, length) => this.reported.push({ gpa, length }));
     const shared = new SharedArrayBuffer(reg.MMIO_SHARED_BYTES);
     const irq = { trigger: () => void this.interrupts++ };
     this.back = createMmio(shared, 0, device, this.memory, irq, options.events);
+    const { words } = reg.registerFile(shared, 0);
+    const serve = options.vcpu?.(this.memory, words, () => this.back.queueInterrupt());
     this.front = new MmioFront(shared, 0, {
-      notify: (queue) => this.back.notify(queue),
+      notify: (queue) => {
+        if (serve?.(queue) !== true) this.back.notify(queue);
+      },
       call: (command, arg0, arg1) => this.back.handle(command, arg0, arg1),
     });
   }
@@ -90,7 +116,7 @@ export class TestDriver {
   reset(): void {
     this.write(reg.STATUS, 0);
     this.queues.length = 0;
-    this.next = 0;
+    this.next = this.options.place?.start ?? 0;
   }
 
   negotiate(): void {

@@ -4,11 +4,13 @@
  * that nothing outside guest RAM changed, and that every change to guest RAM was reported to the write hook.
  */
 
+import type { GuestMemory } from "../../../memory/guest-memory.ts";
 import type { VirtioDevice } from "../device.ts";
 import * as reg from "../mmio/registers.ts";
-import { type BufferSpec, type DriverQueue, F_INDIRECT, TestDriver } from "./driver.ts";
+import { type BufferSpec, type DriverQueue, F_INDIRECT, TestDriver, type VcpuSide } from "./driver.ts";
 
-const RAM_BYTES = 128 * 1024;
+export const FUZZ_RAM_BYTES = 128 * 1024;
+const RAM_BYTES = FUZZ_RAM_BYTES;
 
 /** Mutations per device: SPARKLER_FUZZ, or 20,000. */
 export const FUZZ_COUNT = Number(process.env.SPARKLER_FUZZ ?? 20_000);
@@ -45,6 +47,9 @@ export interface FuzzTarget {
   request(random: Random, driver: TestDriver, queue: number): BufferSpec[];
   /** Something that happens on the host's side. */
   host?(random: Random, device: VirtioDevice): void;
+  /** The last {@link FUZZ_RAM_BYTES} of this memory are used instead of memory that begins at 0 and has guards. */
+  readonly memory?: GuestMemory;
+  readonly vcpu?: VcpuSide;
 }
 
 export interface FuzzResult {
@@ -78,6 +83,8 @@ class Fuzzer {
   private readonly random: Random;
   private readonly device: VirtioDevice;
   private readonly driver: TestDriver;
+  /** Guest-physical address of what the driver uses. */
+  private readonly start: number;
   private readonly ram: Buffer;
   private readonly shadow = Buffer.alloc(RAM_BYTES);
   private readonly guardCheckEvery = 64;
@@ -86,8 +93,11 @@ class Fuzzer {
   constructor(private readonly target: FuzzTarget) {
     this.random = new Random(target.seed);
     this.device = target.device();
-    this.driver = TestDriver.start(this.device, { ramBytes: RAM_BYTES });
-    const bytes = this.driver.ram(0, RAM_BYTES);
+    const { memory } = target;
+    this.start = memory === undefined ? 0 : memory.end - RAM_BYTES;
+    const place = memory === undefined ? undefined : { memory, start: this.start };
+    this.driver = TestDriver.start(this.device, { ramBytes: RAM_BYTES, place, vcpu: target.vcpu });
+    const bytes = this.driver.ram(this.start, RAM_BYTES);
     this.ram = Buffer.from(bytes.buffer, bytes.byteOffset, RAM_BYTES);
   }
 
@@ -142,11 +152,11 @@ class Fuzzer {
     const head = queue.add(buffers);
     for (let hits = random.below(4); hits > 0; hits--) {
       const index = random.chance(2) ? head : random.below(queue.size);
-      const at = queue.desc + 16 * index;
+      const at = queue.desc - this.start + 16 * index;
       const view = new DataView(this.ram.buffer, this.ram.byteOffset + at, 16);
       switch (random.below(6)) {
         case 0:
-          view.setBigUint64(0, random.pick(ADDRESSES), true);
+          view.setBigUint64(0, this.hostileAddress(), true);
           break;
         case 1:
           view.setUint32(8, random.pick(LENGTHS), true);
@@ -169,19 +179,24 @@ class Fuzzer {
 
   private hostileIndirect(queue: DriverQueue, index: number): void {
     const { random } = this;
-    const table = random.below(RAM_BYTES - 64);
+    const table = this.start + random.below(RAM_BYTES - 64);
     for (let i = 0; i < 4; i++) {
       queue.writeDescriptor(
         table,
         i,
-        random.below(RAM_BYTES),
+        this.start + random.below(RAM_BYTES),
         random.pick(LENGTHS),
         random.below(8),
         random.below(6),
       );
     }
-    const gpa = random.chance(4) ? random.pick(ADDRESSES) : BigInt(table);
+    const gpa = random.chance(4) ? this.hostileAddress() : BigInt(table);
     queue.writeDescriptor(queue.desc, index, gpa, random.pick([...LENGTHS, 64]), F_INDIRECT, 0);
+  }
+
+  private hostileAddress(): bigint {
+    const address = this.random.pick(ADDRESSES);
+    return address < 1n << 53n ? BigInt(this.start) + address : address;
   }
 
   private hostileIndices(queue: DriverQueue): void {
@@ -218,7 +233,7 @@ class Fuzzer {
     for (let hits = 1 + random.below(3); hits > 0; hits--) {
       const where = random.pick([reg.QUEUE_DESC_LOW, reg.QUEUE_DRIVER_LOW, reg.QUEUE_DEVICE_LOW]);
       if (random.chance(2)) driver.write(reg.QUEUE_NUM, random.pick(SIZES));
-      else driver.writeAddress(where, Number(random.pick(ADDRESSES)));
+      else driver.writeAddress(where, Number(this.hostileAddress()));
     }
     driver.write(reg.QUEUE_READY, 1);
     this.checked(() => driver.addStatus(reg.STATUS_DRIVER_OK));
@@ -233,7 +248,11 @@ class Fuzzer {
     driver.reported.length = 0;
     ram.copy(shadow);
     action();
-    for (const { gpa, length } of driver.reported) ram.copy(shadow, gpa, gpa, gpa + length);
+    for (const { gpa, length } of driver.reported) {
+      // RAM before what the driver uses is not looked at.
+      const at = Math.max(gpa - this.start, 0);
+      ram.copy(shadow, at, at, Math.max(gpa + length - this.start, 0));
+    }
     if (!ram.equals(shadow)) {
       const at = ram.findIndex((byte, i) => byte !== shadow[i]);
       throw new Error(`write to 0x${at.toString(16)} was not reported`);
