@@ -2,7 +2,8 @@
  * Disk and network of a guest on Sparkler's software CPU and on QEMU TCG, with the same kernel and devices:
  * `npm run bench:io [-- --runs N]`. TCP goes through a TAP device in a network namespace of the benchmark's own, to a
  * program there. Disks are raw files in the host's page cache. Of the thread that serves the devices the processor time
- * for each request is shown: QEMU has further threads that do transfers, as has the kernel for io_uring.
+ * for each request is shown: QEMU has further threads that do transfers, as has the kernel for io_uring, and on both sides
+ * the vCPU's thread does some requests itself.
  */
 
 import { chmodSync, readFileSync, writeFileSync } from "node:fs";

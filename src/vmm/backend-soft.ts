@@ -9,6 +9,7 @@ import {
   softWriteHook,
 } from "../hypervisor/soft/index.ts";
 import type { Backend } from "./backend.ts";
+import { Garbage } from "./garbage.ts";
 import { loadInterpreter } from "./interpreter-cache.ts";
 
 /** Executions of a block before it is compiled in lockstep: the more is compiled, the more is compared. */
@@ -46,11 +47,11 @@ export const backend: Backend = {
       import("../hypervisor/soft/vcpu.ts"),
       loadInterpreter(),
     ]);
+    const garbage = new Garbage();
     const vcpu = new SoftVcpu({
       interpreter,
       ...jitOptions(process.env.SPARKLER_JIT),
-      // The engine counts guest RAM as live memory and would let as much garbage pile up before it collects.
-      collectGarbage: () => Bun.gc(true),
+      collectGarbage: () => garbage.collectNow(),
       memory,
       ramBytes,
       measured,

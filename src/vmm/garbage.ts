@@ -1,6 +1,6 @@
 /**
- * Collects the garbage of serving requests. The engine counts guest RAM as live memory, once for each buffer that shows
- * it, and would let as much garbage pile up before it collects by itself.
+ * Collects the garbage of a thread that seldom comes to its event loop. The engine counts guest RAM as live memory, once
+ * for each buffer that shows it, and would let as much garbage pile up before it collects by itself.
  */
 
 /** Requests after which there are some 30 MiB of garbage. */
@@ -19,7 +19,10 @@ export class Garbage {
 
   /** Collects if there is enough. */
   collect(): void {
-    if (this.requests < COLLECT_AFTER) return;
+    if (this.requests >= COLLECT_AFTER) this.collectNow();
+  }
+
+  collectNow(): void {
     this.requests = 0;
     const { edenGC, fullGC } = engine();
     if (++this.collections % FULL_EVERY === 0) fullGC();
@@ -29,7 +32,7 @@ export class Garbage {
 
 type Engine = Pick<typeof import("bun:jsc"), "edenGC" | "fullGC">;
 
-/** Loaded when it is needed, and at once: the thread that serves devices seldom comes to its event loop. */
+/** Loaded when it is needed, and at once. */
 function engine(): Engine {
   const module = process.getBuiltinModule("bun:jsc");
   if (!isEngine(module)) throw new Error("the runtime does not let its garbage collector be called");

@@ -12,7 +12,7 @@ import { type CodeView, findRegion, type Region } from "./region.ts";
  * compilation, twice as many cost more than they save. What runs later runs for longer, and what the kernel does once
  * for each frame or disk request would take 20,000 of them to be compiled.
  */
-export const HOT_IN_BOOT = 20_000;
+const HOT_IN_BOOT = 20_000;
 const HOT = 2_000;
 /**
  * Regions compiled as one module. The engine compiles modules on threads that also optimise earlier code, so
