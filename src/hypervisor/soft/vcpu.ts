@@ -72,7 +72,7 @@ const SHORT_SLICE = 2_000;
 /** Longest sleep in HLT without a timer, in ms: a lost wake-up then costs this much, not a hang. */
 const LONGEST_SLEEP = 1000;
 /** Exits to TypeScript after which the garbage of their helpers is collected: about 0.5 KiB each. */
-const EXITS_PER_COLLECTION = 32_768;
+const EXITS_PER_COLLECTION = 8_192;
 
 export interface SoftVcpuOptions {
   memory: WebAssembly.Memory;
