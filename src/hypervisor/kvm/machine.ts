@@ -1,6 +1,7 @@
 /**
  * One machine on KVM as all its threads hold it: guest RAM below the MMIO gap and, below that in the same memory where no
- * guest address leads, the words that the threads share. RAM above the gap is a mapping of its own, which they name. Descriptors are the process's, so their numbers are all it takes.
+ * guest address leads, the words that the threads share. RAM above the gap is a mapping of its own, which they name.
+ * Descriptors are the process's, so their numbers are all it takes.
  */
 
 import type { IrqLine } from "../../devices/types.ts";

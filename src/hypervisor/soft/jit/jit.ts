@@ -19,6 +19,8 @@ const HOT = 2_000;
  * each one waits about a millisecond for its turn: together they wait once.
  */
 const BATCH = 12;
+/** Instructions with which a batch is full: writing that much takes the vCPU some 7 ms. */
+const BATCH_INSTRUCTIONS = 1500;
 /** Milliseconds between the end of a batch and the next, unless that is full. */
 const PATIENCE = 6;
 
@@ -75,8 +77,10 @@ export class Jit {
       return;
     }
     requests.push(region);
+    const instructions = requests.reduce((sum, { instructions }) => sum + instructions, 0);
     // Tests that compile at once are not to wait for more.
-    if (requests.length >= ((this.fixed ?? HOT) < BATCH ? 1 : BATCH)) this.compile();
+    const most = (this.fixed ?? HOT) < BATCH ? 1 : BATCH;
+    if (requests.length >= most || instructions >= BATCH_INSTRUCTIONS) this.compile();
   }
 
   /** Executions of a block that is decoded now before it is compiled. */
