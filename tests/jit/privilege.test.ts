@@ -15,7 +15,7 @@ import {
 } from "../../src/hypervisor/soft/layout.ts";
 import { code } from "../soft/code.ts";
 import { CODE, Guest, IF, KERNEL_CODE, KERNEL_CS, KERNEL_SS, USER_CS, USER_SS } from "../soft/guest.ts";
-import { assemble } from "./assembler.ts";
+import { type Assembler, assemble } from "./assembler.ts";
 
 const CC_NE = 5;
 const R9 = 72;
@@ -32,6 +32,17 @@ function kernel(guest: Guest, write: Parameters<typeof assemble>[1]): ReadonlyMa
 }
 
 const user = (write: Parameters<typeof assemble>[1]): number[] => [...assemble(CODE, write).bytes];
+
+/** A function of the kernel's: counts in RBX. */
+function work(a: Assembler): void {
+  a.label("work");
+  a.emit(
+    ...code(`
+      48 ff c3 | inc rbx
+      c3       | ret
+    `),
+  );
+}
 
 // Compiled after a few rounds, when what calls return to has been decoded.
 describe.each([
@@ -62,13 +73,7 @@ describe.each([
           48 0f 07 | sysretq
         `),
       );
-      a.label("work");
-      a.emit(
-        ...code(`
-          48 ff c3 | inc rbx
-          c3       | ret
-        `),
-      );
+      work(a);
     });
     const before = changes();
     const { result } = guest.run({
@@ -179,13 +184,7 @@ describe.each([
       a.emit(...code("51 | push rcx"));
       a.call("work");
       a.emit(...code("48 cf | iretq"));
-      a.label("work");
-      a.emit(
-        ...code(`
-          48 ff c3 | inc rbx
-          c3       | ret
-        `),
-      );
+      work(a);
     });
     const before = changes();
     const { result } = guest.run({
